@@ -1,0 +1,198 @@
+//! The control API's data: what travels as JSON over the control socket. Shared by the daemon and
+//! the command line, and documented for everybody else in `docs/api.md`.
+//!
+//! * `GET  /v1/resources`              → [`Vec<ResourceStatus>`]
+//! * `GET  /v1/resources/NAME`         → [`ResourceStatus`]
+//! * `POST /v1/resources/NAME/VERB`    with [`Order`] → [`Answer`], or a 4xx/5xx with [`ErrorBody`]
+//! * `GET  /v1/events`                 → a stream of JSON lines, [`EventLine`]
+//! * `GET  /v1/version`                → [`Version`]
+//!
+//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote,
+//! new-current-uuid, adjust, dump (the configuration as the daemon understood it).
+
+use serde::{Deserialize, Serialize};
+
+/// Arguments of a verb; those a verb does not know are errors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Order {
+    /// `primary --force`, `down --force`.
+    pub(crate) force: bool,
+    /// Name of the peer for connect, disconnect, invalidate-remote; all when absent.
+    pub(crate) peer: Option<String>,
+    /// `connect --discard-my-data`.
+    pub(crate) discard_my_data: bool,
+    /// `connect --dry-run`, `adjust --dry-run`.
+    pub(crate) dry_run: bool,
+    /// `new-current-uuid --clear-bitmap`.
+    pub(crate) clear_bitmap: bool,
+}
+
+/// A verb was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// For the person; may be empty.
+    pub(crate) text: String,
+}
+
+/// A verb was refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ErrorBody {
+    /// Stable word: state, no-disk, no-up-to-date-data, in-use, peer-refused, unknown, timeout,
+    /// config, metadata, not-up, other.
+    pub(crate) kind: String,
+    /// What happened and why.
+    pub(crate) reason: String,
+    /// What to do next; may be empty.
+    pub(crate) way_out: String,
+    /// The exit code the command line ends with.
+    pub(crate) exit_code: u8,
+}
+
+/// Version of daemon and API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Version {
+    /// Program version.
+    pub(crate) version: String,
+    /// API version, 1.
+    pub(crate) api: u32,
+}
+
+/// One resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResourceStatus {
+    /// Name.
+    pub(crate) name: String,
+    /// This node's name.
+    pub(crate) node: String,
+    /// Whether `up` has been done. When false the other fields are empty.
+    pub(crate) up: bool,
+    /// Primary, Secondary, Unknown.
+    pub(crate) role: String,
+    /// Why writes are held back at the moment, if they are.
+    pub(crate) suspended: Option<String>,
+    /// Clients that hold the export.
+    pub(crate) open_clients: Vec<String>,
+    /// Where the export listens ("unix:/run/…").
+    pub(crate) exports: Vec<String>,
+    /// Local volumes.
+    pub(crate) volumes: Vec<VolumeStatus>,
+    /// Peers.
+    pub(crate) peers: Vec<PeerStatus>,
+    /// Driver counters.
+    pub(crate) driver: Option<DriverStatus>,
+}
+
+/// A local volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VolumeStatus {
+    /// Number.
+    pub(crate) volume: u16,
+    /// Disk state by DRBD's name.
+    pub(crate) disk: String,
+    /// Why.
+    pub(crate) reason: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Bytes.
+    pub(crate) block_size: u32,
+    /// Current generation, 16 hex digits.
+    pub(crate) current_uuid: String,
+    /// How the disk is driven.
+    pub(crate) disk_engine: String,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PeerStatus {
+    /// Name.
+    pub(crate) name: String,
+    /// Number.
+    pub(crate) node_id: u8,
+    /// Connection state by DRBD's name.
+    pub(crate) connection: String,
+    /// Role by DRBD's name.
+    pub(crate) role: String,
+    /// Why it is so.
+    pub(crate) reason: String,
+    /// Seconds since the last change.
+    pub(crate) since_seconds: u64,
+    /// Bytes queued and not sent.
+    pub(crate) unsent: u64,
+    /// Writes not confirmed stable.
+    pub(crate) transfer_log: u64,
+    /// Volumes towards this peer.
+    pub(crate) volumes: Vec<PeerVolumeStatus>,
+}
+
+/// A volume towards a peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PeerVolumeStatus {
+    /// Number.
+    pub(crate) volume: u16,
+    /// Replication state by DRBD's name.
+    pub(crate) replication: String,
+    /// The peer's disk state.
+    pub(crate) peer_disk: String,
+    /// Bytes out of sync.
+    pub(crate) out_of_sync: u64,
+    /// Running resync.
+    pub(crate) resync: Option<ResyncStatus>,
+}
+
+/// Progress of a resync.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResyncStatus {
+    /// Bytes at the start.
+    pub(crate) total: u64,
+    /// Bytes left.
+    pub(crate) left: u64,
+    /// Per cent done, 0 to 100.
+    pub(crate) percent: f64,
+    /// Bytes per second.
+    pub(crate) rate: u64,
+    /// Seconds to go.
+    pub(crate) eta_seconds: Option<u64>,
+    /// What limits it.
+    pub(crate) limited_by: String,
+}
+
+/// Driver counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DriverStatus {
+    /// Bytes of buffers in use.
+    pub(crate) buffers_used: u64,
+    /// Bytes of buffers in all.
+    pub(crate) buffers_total: u64,
+    /// "yes", or why not.
+    pub(crate) buffers_registered: String,
+    /// NBD connections being served.
+    pub(crate) nbd_connections: u64,
+    /// io_uring_enter calls.
+    pub(crate) enters: u64,
+    /// Requests answered.
+    pub(crate) requests: u64,
+}
+
+/// One line of the event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventLine {
+    /// Milliseconds since the Unix epoch.
+    pub(crate) time_ms: u64,
+    /// Resource.
+    pub(crate) resource: String,
+    /// role, disk, connection, replication, peer-role, peer-disk, incident.
+    pub(crate) kind: String,
+    /// Peer's name where one is concerned.
+    pub(crate) peer: Option<String>,
+    /// Volume where one is concerned.
+    pub(crate) volume: Option<u16>,
+    /// State before.
+    pub(crate) from: Option<String>,
+    /// State after.
+    pub(crate) to: Option<String>,
+    /// info, warning, error.
+    pub(crate) severity: String,
+    /// Why.
+    pub(crate) cause: String,
+}

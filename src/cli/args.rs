@@ -1,0 +1,281 @@
+//! The command line as clap reads it.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Where the daemon listens when nobody says otherwise.
+pub(crate) const DEFAULT_CONTROL: &str = "/run/twinblk/control.sock";
+
+/// A block device that lives on two machines, in user space.
+#[derive(Debug, Parser)]
+#[command(name = "twinblk", version, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 usage, 5 timeout, 10 unknown resource or other \
+error, 11 refused by the state, 12 in use, 13 refused by the peer, 16 no disk, 17 no up-to-date \
+data, 20 no daemon, 21 configuration, 22 metadata."
+)]
+pub(crate) struct Cli {
+    /// The daemon's control socket [env TWINBLK_CONTROL, default /run/twinblk/control.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+impl Cli {
+    /// The control socket to use.
+    pub(crate) fn control(&self) -> PathBuf {
+        let from_env = || std::env::var_os("TWINBLK_CONTROL").filter(|v| !v.is_empty());
+        self.control
+            .clone()
+            .or_else(|| from_env().map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL))
+    }
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Prepare a disk: write fresh metadata (no daemon needed).
+    CreateMd(CreateMd),
+    /// Show a disk's metadata (no daemon needed).
+    DumpMd(DumpMd),
+    /// Start a resource: open its disk, connect to its peer.
+    Up(Resource),
+    /// Stop a resource: demote it, leave the peer, close its disk.
+    Down {
+        #[command(flatten)]
+        resource: Resource,
+        /// Also when clients hold the export: they get errors from now on.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Connect to the peer, or try again at once.
+    Connect {
+        #[command(flatten)]
+        resource: Resource,
+        #[command(flatten)]
+        peer: Peer,
+        /// After a split brain: overwrite this node's changes with the peer's data.
+        #[arg(long)]
+        discard_my_data: bool,
+        /// Tell what would happen, by which rule, and how much would be copied; change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Leave the peer and stay apart (StandAlone).
+    Disconnect {
+        #[command(flatten)]
+        resource: Resource,
+        #[command(flatten)]
+        peer: Peer,
+    },
+    /// Make this node the Primary: its export serves clients.
+    Primary {
+        #[command(flatten)]
+        resource: Resource,
+        /// Declare this node's data the current ones, whatever is known of them.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make this node a Secondary.
+    Secondary(Resource),
+    /// Print the role.
+    Role(Resource),
+    /// Print the state of the connection.
+    Cstate(Resource),
+    /// Print the states of the disks, this node's and the peer's.
+    Dstate(Resource),
+    /// Show the state, and why it is so.
+    Status {
+        #[command(flatten)]
+        resource: OptionalResource,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what happens, as it happens, until interrupted.
+    Events {
+        #[command(flatten)]
+        resource: OptionalResource,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait until the peer is connected.
+    WaitConnect(Wait),
+    /// Wait until both copies are the same.
+    WaitSync(Wait),
+    /// Read the configuration again and apply what changed.
+    Adjust {
+        #[command(flatten)]
+        resource: Resource,
+        /// Tell what would change; change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the configuration in force; with --config that of the files, without a daemon.
+    Dump {
+        #[command(flatten)]
+        resource: OptionalResource,
+        #[command(flatten)]
+        local: LocalOptional,
+    },
+    /// Declare this node's data worthless: full sync from the peer.
+    Invalidate(Resource),
+    /// Declare the peer's data worthless: full sync to it.
+    InvalidateRemote {
+        #[command(flatten)]
+        resource: Resource,
+        #[command(flatten)]
+        peer: Peer,
+    },
+    /// Start a new generation of the data.
+    NewCurrentUuid {
+        #[command(flatten)]
+        resource: Resource,
+        /// Declare both copies equal: skips the first sync. Only when they are.
+        #[arg(long)]
+        clear_bitmap: bool,
+    },
+    /// Run the daemon of this node.
+    Daemon(Daemon),
+    /// See it work: two nodes on this machine, a crash, a failover, a resync. Needs no root.
+    Demo,
+}
+
+/// Which resource.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Resource {
+    /// Name of the resource, or `all`.
+    #[arg(id = "RES")]
+    pub(crate) name: String,
+}
+
+/// Which resource, all by default.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OptionalResource {
+    /// Name of the resource.
+    #[arg(id = "RES", default_value = "all")]
+    pub(crate) name: String,
+}
+
+/// Which peer.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Peer {
+    /// Only this peer.
+    #[arg(id = "peer", long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+/// Where the configuration is, for verbs that need no daemon.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Local {
+    /// Directory of the configuration.
+    #[arg(long, value_name = "DIR", default_value = "/etc/twinblk")]
+    pub(crate) config: PathBuf,
+    /// Name of this node; the host's name by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+}
+
+/// The same, where a daemon may be asked instead.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LocalOptional {
+    /// Read the files of this directory instead of asking the daemon.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of this node; the host's name by default.
+    #[arg(long, value_name = "NAME", requires = "config")]
+    pub(crate) node: Option<String>,
+}
+
+/// `create-md`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CreateMd {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    #[command(flatten)]
+    pub(crate) local: Local,
+    /// Overwrite what is there: older metadata, or a file system where the metadata go.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Peers to make room for, 1 to 15.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=15))]
+    pub(crate) max_peers: u8,
+}
+
+/// `dump-md`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DumpMd {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    #[command(flatten)]
+    pub(crate) local: Local,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `wait-connect`, `wait-sync`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Wait {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    /// Give up after this many seconds, with exit code 5.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+}
+
+/// `daemon`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Daemon {
+    /// Directory of the configuration.
+    #[arg(long, value_name = "DIR", default_value = "/etc/twinblk")]
+    pub(crate) config: PathBuf,
+    /// Directory for what the daemon must remember.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/twinblk")]
+    pub(crate) state: PathBuf,
+    /// Name of this node; the host's name by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_accepts_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_is_documented() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/commands.md");
+        let page = std::fs::read_to_string(path).expect("docs/commands.md");
+        for verb in Cli::command().get_subcommands() {
+            let name = verb.get_name();
+            assert!(
+                page.contains(&format!("`{name}")),
+                "docs/commands.md lacks {name}"
+            );
+            for option in verb.get_arguments().filter_map(|a| a.get_long()) {
+                assert!(page.contains(&format!("--{option}")), "{name} --{option}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_control_socket_may_stand_anywhere() {
+        for words in [
+            ["--control", "/c", "role", "r0"],
+            ["role", "r0", "--control", "/c"],
+        ] {
+            let cli = Cli::parse_from(["twinblk"].iter().chain(&words));
+            assert_eq!(cli.control(), PathBuf::from("/c"));
+        }
+    }
+}

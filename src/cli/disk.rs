@@ -1,0 +1,199 @@
+//! Opening a disk for `create-md` and `dump-md`, under the lock that a daemon holds while it uses
+//! the disk.
+
+use super::exit::{CliError, Code};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// An open disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    /// Bytes.
+    pub(super) size: u64,
+    /// Nobody else uses it.
+    pub(super) exclusive: bool,
+}
+
+/// Opens a disk to write to it. Nobody else may use it. `size` is what to suggest when it is not
+/// there.
+pub(super) fn open_exclusive(path: &Path, size: &str) -> Result<Disk, CliError> {
+    let kind = kind(path).map_err(|e| e.suggest(path, size))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if kind.is_block_device() {
+        // The kernel refuses this while the device is mounted or otherwise claimed.
+        options.custom_flags(libc::O_EXCL);
+    }
+    let file = options.open(path).map_err(|e| not_opened(path, &e))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => finish(path, file, true),
+        Err(Errno::WOULDBLOCK) => Err(in_use(path, "another process holds its lock")),
+        Err(e) => Err(not_opened(path, &e.into())),
+    }
+}
+
+/// Opens a disk to look at it. It may be in use.
+pub(super) fn open_to_read(path: &Path) -> Result<Disk, CliError> {
+    kind(path)?;
+    let file = File::open(path).map_err(|e| not_opened(path, &e))?;
+    // Asking by taking the lock would keep out a daemon that starts at this moment.
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let in_use = file
+        .metadata()
+        .is_ok_and(|meta| is_locked(&locks, meta.dev(), meta.ino()));
+    finish(path, file, !in_use)
+}
+
+/// Whether `/proc/locks` knows an exclusive lock like a daemon's on this inode.
+fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let wanted = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.contains(&"FLOCK") && words.contains(&"WRITE") && words.contains(&wanted.as_str())
+    })
+}
+
+fn finish(path: &Path, mut file: File, exclusive: bool) -> Result<Disk, CliError> {
+    // Works for files and block devices alike.
+    let size = file
+        .seek(SeekFrom::End(0))
+        .map_err(|e| not_opened(path, &e))?;
+    Ok(Disk {
+        file,
+        path: path.to_owned(),
+        size,
+        exclusive,
+    })
+}
+
+fn kind(path: &Path) -> Result<FileType, CliError> {
+    let kind = match std::fs::metadata(path) {
+        Ok(meta) => meta.file_type(),
+        Err(e) => return Err(not_opened(path, &e)),
+    };
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(kind);
+    }
+    let what = if kind.is_dir() {
+        "a directory"
+    } else {
+        "a special file"
+    };
+    Err(CliError::new(
+        Code::NoDisk,
+        format!("{} is {what}, not a disk", path.display()),
+        "a disk is a block device or a regular file",
+    ))
+}
+
+fn in_use(path: &Path, why: &str) -> CliError {
+    CliError::new(
+        Code::InUse,
+        format!("{} is in use: {why}", path.display()),
+        "if a daemon uses it, `twinblk down` the resource first; `lsof`, `findmnt` and `lsblk` \
+         tell who else may",
+    )
+}
+
+fn not_opened(path: &Path, error: &std::io::Error) -> CliError {
+    let shown = path.display();
+    if error.raw_os_error() == Some(libc::EBUSY) {
+        return in_use(path, "it is mounted, or part of something else");
+    }
+    let next = match error.kind() {
+        ErrorKind::NotFound if path.starts_with("/dev") => {
+            "a block device must be there before: see `lsblk`".to_owned()
+        }
+        ErrorKind::PermissionDenied => "run it as root or as the user who owns the disk".to_owned(),
+        _ => String::new(),
+    };
+    CliError::new(
+        Code::NoDisk,
+        format!("{shown} cannot be opened: {error}"),
+        next,
+    )
+}
+
+impl CliError {
+    /// Tells how to make a file that is not there.
+    fn suggest(mut self, path: &Path, size: &str) -> Self {
+        if self.next.is_empty() && !path.exists() {
+            let shown = path.display();
+            self.next = format!(
+                "a file must have its size before: `fallocate -l {size} {shown}`, or for a thin \
+                 one `truncate -s {size} {shown}`"
+            );
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_in_use_is_refused_and_can_be_looked_at() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8192).unwrap();
+        let first = open_exclusive(file.path(), "1G").unwrap();
+        assert_eq!((first.size, first.exclusive), (8192, true));
+        let error = open_exclusive(file.path(), "1G").unwrap_err();
+        assert_eq!(error.code, 12);
+        assert!(
+            error.what.contains("another process holds its lock"),
+            "{error}"
+        );
+        assert!(!open_to_read(file.path()).unwrap().exclusive);
+        drop(first);
+        let looking = open_to_read(file.path()).unwrap();
+        assert!(looking.exclusive);
+        // Looking does not keep others out.
+        assert!(open_exclusive(file.path(), "1G").is_ok());
+    }
+
+    #[test]
+    fn locks_are_found_by_device_and_inode() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 812 fe:00:4711 0 EOF\n\
+                     2: POSIX  ADVISORY  WRITE 813 fe:00:4712 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ  814 fe:00:4713 0 EOF\n";
+        let device = rustix::fs::makedev(0xfe, 0);
+        assert!(is_locked(locks, device, 4711));
+        assert!(!is_locked(locks, device, 4712));
+        assert!(!is_locked(locks, device, 4713));
+        assert!(!is_locked(locks, rustix::fs::makedev(0xfe, 1), 4711));
+    }
+
+    #[test]
+    fn what_is_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = open_exclusive(&dir.path().join("r0.img"), "1G").unwrap_err();
+        assert_eq!(error.code, 16);
+        assert!(error.next.contains("truncate -s 1G"), "{error}");
+        assert!(
+            open_exclusive(dir.path(), "1G")
+                .unwrap_err()
+                .what
+                .contains("is a directory")
+        );
+        assert!(
+            open_to_read(Path::new("/dev/null"))
+                .unwrap_err()
+                .what
+                .contains("special file")
+        );
+        assert!(
+            open_to_read(Path::new("/dev/none"))
+                .unwrap_err()
+                .next
+                .contains("lsblk")
+        );
+    }
+}

@@ -1,0 +1,115 @@
+//! The command line: one verb, one function. Verbs that need no daemon are in [`create_md`],
+//! [`dump_md`] and [`demo`]; all others ask the daemon through [`client`].
+
+mod args;
+mod client;
+mod create_md;
+mod daemon;
+mod demo;
+mod demo_nbd;
+mod demo_nodes;
+mod demo_watch;
+mod disk;
+mod dump_md;
+mod events;
+mod exit;
+#[cfg(test)]
+mod fake_daemon;
+mod human;
+mod orders;
+mod show;
+mod signatures;
+mod status_text;
+mod wait;
+mod wait_verdict;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use client::Client;
+use exit::{CliError, Code};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // `--help` and `--version` come here too, and are no errors.
+            return ExitCode::from(if error.use_stderr() {
+                Code::Usage as u8
+            } else {
+                0
+            });
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::from(Code::Ok as u8),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), CliError> {
+    let control = cli.control();
+    match &cli.verb {
+        Verb::CreateMd(args) => return create_md::run(args),
+        Verb::DumpMd(args) => return dump_md::run(args),
+        Verb::Dump {
+            resource,
+            local:
+                args::LocalOptional {
+                    config: Some(dir),
+                    node,
+                },
+        } => {
+            return orders::dump_files(dir, node.as_deref(), &resource.name);
+        }
+        Verb::Daemon(args) => return daemon::run(args, control),
+        Verb::Demo => return demo::run(),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|e| {
+        CliError::new(
+            Code::Other,
+            format!("the asynchronous runtime does not start: {e}"),
+            "",
+        )
+    })?;
+    runtime.block_on(ask_daemon(&Client::new(control), cli.verb))
+}
+
+async fn ask_daemon(client: &Client, verb: Verb) -> Result<(), CliError> {
+    match verb {
+        Verb::Role(resource) => show::role(client, &resource.name).await,
+        Verb::Cstate(resource) => show::cstate(client, &resource.name).await,
+        Verb::Dstate(resource) => show::dstate(client, &resource.name).await,
+        Verb::Status { resource, json } => show::status(client, &resource.name, json).await,
+        Verb::Events { resource, json } => events::run(client, &resource.name, json).await,
+        Verb::WaitConnect(args) => wait::run(client, &args, wait::Goal::Connect).await,
+        Verb::WaitSync(args) => wait::run(client, &args, wait::Goal::Sync).await,
+        verb => match orders::order_of(&verb) {
+            Some(order) => orders::run(client, &order).await,
+            None => unreachable!("{verb:?} needs no daemon"),
+        },
+    }
+}
+
+/// Prints to standard output. A reader that has gone away (`twinblk status | head -1`) is no error.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::new(
+            Code::Other,
+            format!("the output cannot be written: {e}"),
+            "",
+        )),
+        _ => Ok(()),
+    }
+}

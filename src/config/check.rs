@@ -1,0 +1,252 @@
+//! What no single key shows: duplicates, missing parts, contradictions, within a file and across
+//! all of them.
+
+use super::error::{At, Problem, Spot};
+use super::file::FileResource;
+use super::node::FileNode;
+use super::options::Key;
+use super::types::MetaDisk;
+use super::values::show_time;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Nodes this version can connect.
+const NODES: usize = 2;
+
+/// Checks everything that does not depend on which node this is.
+pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
+    let mut names = Seen::default();
+    let mut addresses = Seen::default();
+    let mut disks = Seen::default();
+    let mut exports = Seen::default();
+    for file in files {
+        if let Some(name) = &file.name {
+            let what = format!("resource `{}`", name.value);
+            names.once(name.value.clone(), &what, &what, &name.spot, problems);
+        }
+        check_nodes(file, problems);
+        check_times(file, problems);
+        for node in &file.nodes {
+            let owner = &node.name.value;
+            // A node may have the same address for all its resources, but only one node can.
+            if let Some(address) = &node.address {
+                let what = format!("address `{}`", address.value);
+                let owner = format!("node `{owner}`");
+                addresses.one_owner(
+                    address.value.clone(),
+                    &what,
+                    &owner,
+                    &address.spot,
+                    problems,
+                );
+            }
+            for disk in disks_of(node) {
+                let what = format!("`{}` on node `{owner}`", disk.value.display());
+                disks.once(
+                    (owner.clone(), disk.value),
+                    &what,
+                    &what,
+                    &disk.spot,
+                    problems,
+                );
+            }
+            for export in &node.exports {
+                let what = format!("export `{}` on node `{owner}`", export.value);
+                let key = (owner.clone(), export.value.clone());
+                exports.once(key, &what, &what, &export.spot, problems);
+            }
+        }
+    }
+}
+
+/// On this node, different paths must not lead to the same disk either.
+pub(super) fn check_local_disks(files: &[FileResource], me: &str, problems: &mut Vec<Problem>) {
+    let mut seen: HashMap<(u64, u64), At<PathBuf>> = HashMap::new();
+    for node in files
+        .iter()
+        .flat_map(|f| &f.nodes)
+        .filter(|n| n.name.value == me)
+    {
+        for disk in disks_of(node) {
+            let Some(identity) = identity(&disk.value) else {
+                continue;
+            };
+            match seen.get(&identity) {
+                // The same path twice was reported already.
+                Some(first) if first.value != disk.value => {
+                    let message = format!(
+                        "`{}` is the same disk as `{}` ({})",
+                        disk.value.display(),
+                        first.value.display(),
+                        first.spot.place()
+                    );
+                    let help = "two volumes would overwrite each other: give each its own disk";
+                    problems.push(Problem::at(&disk.spot, message).help(help));
+                }
+                Some(_) => {}
+                None => {
+                    seen.insert(identity, disk);
+                }
+            }
+        }
+    }
+}
+
+/// Device number of a block device; device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(path).ok()?;
+    if meta.file_type().is_block_device() {
+        return Some((u64::MAX, meta.rdev()));
+    }
+    meta.is_file().then(|| (meta.dev(), meta.ino()))
+}
+
+/// Data and metadata disks of a node.
+fn disks_of(node: &FileNode) -> Vec<At<PathBuf>> {
+    let mut disks = Vec::new();
+    for volume in &node.volumes {
+        disks.push(volume.disk.clone());
+        if let MetaDisk::External(path) = &volume.meta.value {
+            disks.push(At {
+                value: path.clone(),
+                spot: volume.meta.spot.clone(),
+            });
+        }
+    }
+    disks
+}
+
+fn check_nodes(file: &FileResource, problems: &mut Vec<Problem>) {
+    let mut ids = Seen::default();
+    let mut addresses = Seen::default();
+    for node in &file.nodes {
+        let owner = format!("node `{}`", node.name.value);
+        if let Some(id) = &node.id {
+            ids.once(
+                id.value,
+                &format!("id {}", id.value),
+                &owner,
+                &id.spot,
+                problems,
+            );
+        }
+        if let Some(address) = &node.address {
+            let what = format!("address `{}`", address.value);
+            addresses.once(
+                address.value.clone(),
+                &what,
+                &owner,
+                &address.spot,
+                problems,
+            );
+        }
+        check_volumes(node, problems);
+    }
+    let count = file.nodes.len();
+    if count > NODES {
+        let mut nodes: Vec<_> = file.nodes.iter().map(|n| &n.name).collect();
+        nodes.sort_by(|a, b| a.spot.cmp(&b.spot));
+        let message = format!("this version connects two nodes; this resource has {count}");
+        let help = "keep the two that shall hold the data";
+        problems.push(Problem::at(&nodes[NODES].spot, message).help(help));
+    }
+    if count < NODES {
+        let message = match count {
+            0 => "the resource has no nodes".to_owned(),
+            _ => format!(
+                "the resource has only one node, `{}`",
+                file.nodes[0].name.value
+            ),
+        };
+        let help = "a resource is mirrored between two nodes: add [node.NAME] for each, \
+                    with id, address, disk and export";
+        let problem = match &file.name {
+            Some(name) => Problem::at(&name.spot, message),
+            None => Problem::with(&file.file, message),
+        };
+        problems.push(problem.help(help));
+    }
+}
+
+fn check_volumes(node: &FileNode, problems: &mut Vec<Problem>) {
+    for volume in node.volumes.iter().filter(|v| v.number.value != 0) {
+        let message = "this version mirrors one volume per resource, number 0";
+        let help = "make another resource of it, in a file of its own";
+        problems.push(Problem::at(&volume.number.spot, message).help(help));
+    }
+}
+
+fn check_times(file: &FileResource, problems: &mut Vec<Problem>) {
+    let (timeout, ping) = (
+        file.settings.time(Key::Timeout),
+        file.settings.time(Key::PingInt),
+    );
+    if timeout < ping {
+        return;
+    }
+    let spot = |key| {
+        file.written
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, spot)| spot)
+    };
+    let Some(spot) = spot(Key::Timeout).or_else(|| spot(Key::PingInt)) else {
+        return;
+    };
+    let message = format!(
+        "`timeout` ({}) must be below `ping-int` ({})",
+        show_time(timeout),
+        show_time(ping)
+    );
+    let help = "numbers without a unit are seconds; DRBD counts `timeout` and `ping-timeout` in \
+                tenths of a second: its 60 is \"6s\" here";
+    problems.push(Problem::at(spot, message).help(help));
+}
+
+/// Values that may be used once, with who used them where.
+struct Seen<K>(HashMap<K, (String, Spot)>);
+
+impl<K> Default for Seen<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Seen<K> {
+    fn once(&mut self, key: K, what: &str, owner: &str, spot: &Spot, problems: &mut Vec<Problem>) {
+        match self.0.get(&key) {
+            None => {
+                self.0.insert(key, (owner.to_owned(), spot.clone()));
+            }
+            Some((_, first)) if first == spot => {}
+            Some((other, first)) => {
+                let who = if other == what {
+                    String::new()
+                } else {
+                    format!(" by {other}")
+                };
+                let message = format!("{what} is already used{who}");
+                let help = format!("first used at {}", first.place());
+                problems.push(Problem::at(spot, message).help(help));
+            }
+        }
+    }
+
+    /// Like `once`, but the same owner may use it again.
+    fn one_owner(
+        &mut self,
+        key: K,
+        what: &str,
+        owner: &str,
+        spot: &Spot,
+        problems: &mut Vec<Problem>,
+    ) {
+        // Twice in one file is reported with that file's nodes.
+        let again = |(first, at): &(String, Spot)| first == owner || at.file == spot.file;
+        if !self.0.get(&key).is_some_and(again) {
+            self.once(key, what, owner, spot, problems);
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Every option, once: its section, name, kind, range, default and meaning. Parsing, `dump`,
+//! `adjust` and the table in `docs/configuration.md` all follow this table.
+
+use super::diff::How;
+use super::values::Value;
+use std::time::Duration;
+
+/// The tables of a file that hold options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Section {
+    Resource,
+    Net,
+    Disk,
+    Options,
+}
+
+impl Section {
+    /// All of them, in the order they are printed.
+    pub(crate) const ALL: [Self; 4] = [Self::Resource, Self::Net, Self::Disk, Self::Options];
+
+    /// The table's name in the file.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Resource => "resource",
+            Self::Net => "net",
+            Self::Disk => "disk",
+            Self::Options => "options",
+        }
+    }
+}
+
+/// Names an option; also its place in [`OPTIONS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    Protocol,
+    PingInt,
+    PingTimeout,
+    Timeout,
+    KoCount,
+    ConnectInt,
+    MaxEpochSize,
+    SndbufSize,
+    AfterSb0Pri,
+    AfterSb1Pri,
+    AfterSb2Pri,
+    AllowTwoPrimaries,
+    BlockSize,
+    CMaxRate,
+    ResyncWindow,
+    BufferSize,
+    PollUs,
+}
+
+/// What an option's value may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// One of `supported`; those in `later` are DRBD's and not supported yet.
+    Word {
+        supported: &'static [&'static str],
+        later: &'static [&'static str],
+    },
+    /// Only `false` for now.
+    OnlyFalse,
+    /// A count.
+    Number {
+        min: u64,
+        max: u64,
+        unit: &'static str,
+    },
+    /// One of a few counts.
+    OneOf {
+        values: &'static [u64],
+        unit: &'static str,
+    },
+    /// A size.
+    Bytes { min: u64, max: u64 },
+    /// Bytes per second with a unit, or 0 for no limit.
+    Rate { min: u64, max: u64 },
+    /// A duration.
+    Time { min: Duration, max: Duration },
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub(crate) struct OptionRow {
+    pub(crate) key: Key,
+    pub(crate) section: Section,
+    pub(crate) name: &'static str,
+    /// Another name DRBD has or had for it.
+    pub(crate) alias: Option<&'static str>,
+    pub(crate) kind: Kind,
+    pub(crate) default: Value,
+    /// How a change reaches a running resource.
+    pub(crate) change: How,
+    pub(crate) help: &'static str,
+}
+
+const fn seconds(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+const fn time(min_ms: u64, max_s: u64) -> Kind {
+    Kind::Time {
+        min: Duration::from_millis(min_ms),
+        max: seconds(max_s),
+    }
+}
+
+const fn bytes(min: u64, max: u64) -> Kind {
+    Kind::Bytes { min, max }
+}
+
+#[rustfmt::skip]
+const fn row(
+    key: Key, section: Section, name: &'static str, kind: Kind, default: Value, change: How,
+    help: &'static str,
+) -> OptionRow {
+    OptionRow { key, section, name, alias: None, kind, default, change, help }
+}
+
+const AFTER_SB: [&str; 1] = ["disconnect"];
+const MIB: u64 = 1 << 20;
+
+/// The table, in the order of [`Key`].
+pub(crate) static OPTIONS: [OptionRow; 17] = [
+    row(
+        Key::Protocol,
+        Section::Resource,
+        "protocol",
+        Kind::Word {
+            supported: &["A", "B", "C"],
+            later: &[],
+        },
+        Value::Word("C"),
+        How::NeedsReconnect,
+        "When a write is complete: A, it is in the send queue; B, the peer has received it; C, the \
+         peer's disk has it.",
+    ),
+    row(
+        Key::PingInt,
+        Section::Net,
+        "ping-int",
+        time(1000, 120),
+        Value::Time(seconds(10)),
+        How::Live,
+        "Silence after which the peer is pinged.",
+    ),
+    row(
+        Key::PingTimeout,
+        Section::Net,
+        "ping-timeout",
+        time(100, 30),
+        Value::Time(seconds(3)),
+        How::Live,
+        "How long the peer may take to answer a ping before it is given up. DRBD's 0.5 s gives up \
+         healthy peers under load.",
+    ),
+    row(
+        Key::Timeout,
+        Section::Net,
+        "timeout",
+        time(1000, 60),
+        Value::Time(seconds(6)),
+        How::Live,
+        "A request the peer leaves unanswered for `timeout` times `ko-count` ends the connection. \
+         Must be below `ping-int`.",
+    ),
+    row(
+        Key::KoCount,
+        Section::Net,
+        "ko-count",
+        Kind::Number {
+            min: 0,
+            max: 200,
+            unit: "",
+        },
+        Value::Number(7),
+        How::Live,
+        "See `timeout`; 0 waits for ever.",
+    ),
+    row(
+        Key::ConnectInt,
+        Section::Net,
+        "connect-int",
+        time(1000, 120),
+        Value::Time(seconds(3)),
+        How::Live,
+        "Time between attempts to connect to a peer that does not answer.",
+    ),
+    row(
+        Key::MaxEpochSize,
+        Section::Net,
+        "max-epoch-size",
+        Kind::Number {
+            min: 1,
+            max: 20_000,
+            unit: "writes",
+        },
+        Value::Number(2048),
+        How::Live,
+        "Writes after which the peer is asked to flush, off the client's path, so that the \
+         transfer log stays short.",
+    ),
+    row(
+        Key::SndbufSize,
+        Section::Net,
+        "sndbuf-size",
+        bytes(64 << 10, 1 << 30),
+        Value::Bytes(16 * MIB),
+        How::Live,
+        "Bytes that may be queued for a peer and not yet sent; when it is full, clients wait.",
+    ),
+    row(
+        Key::AfterSb0Pri,
+        Section::Net,
+        "after-sb-0pri",
+        Kind::Word {
+            supported: &AFTER_SB,
+            later: &[
+                "discard-younger-primary",
+                "discard-older-primary",
+                "discard-zero-changes",
+                "discard-least-changes",
+                "discard-local",
+                "discard-remote",
+            ],
+        },
+        Value::Word("disconnect"),
+        How::NeedsReconnect,
+        "What to do about a split brain when no node is Primary. `disconnect`: leave both copies \
+         alone and stay disconnected until `connect --discard-my-data`.",
+    ),
+    row(
+        Key::AfterSb1Pri,
+        Section::Net,
+        "after-sb-1pri",
+        Kind::Word {
+            supported: &AFTER_SB,
+            later: &[
+                "consensus",
+                "call-pri-lost-after-sb",
+                "discard-secondary",
+                "violently-as0p",
+            ],
+        },
+        Value::Word("disconnect"),
+        How::NeedsReconnect,
+        "The same when one node is Primary.",
+    ),
+    row(
+        Key::AfterSb2Pri,
+        Section::Net,
+        "after-sb-2pri",
+        Kind::Word {
+            supported: &AFTER_SB,
+            later: &["call-pri-lost-after-sb", "violently-as0p"],
+        },
+        Value::Word("disconnect"),
+        How::NeedsReconnect,
+        "The same when both nodes are Primary.",
+    ),
+    row(
+        Key::AllowTwoPrimaries,
+        Section::Net,
+        "allow-two-primaries",
+        Kind::OnlyFalse,
+        Value::Flag(false),
+        How::NeedsReconnect,
+        "Whether two nodes may be Primary at the same time.",
+    ),
+    row(
+        Key::BlockSize,
+        Section::Disk,
+        "block-size",
+        Kind::OneOf {
+            values: &[512, 4096],
+            unit: "bytes",
+        },
+        Value::Number(512),
+        How::NeedsDownUp,
+        "Smallest unit clients may read and write.",
+    ),
+    OptionRow {
+        alias: Some("resync-rate"),
+        ..row(
+            Key::CMaxRate,
+            Section::Disk,
+            "c-max-rate",
+            Kind::Rate {
+                min: 64 << 10,
+                max: 1 << 40,
+            },
+            Value::Bytes(0),
+            How::Live,
+            "Upper bound of the resync speed per second; 0 is no bound. `resync-rate` is another \
+             name for it.",
+        )
+    },
+    row(
+        Key::ResyncWindow,
+        Section::Disk,
+        "resync-window",
+        bytes(128 << 10, 256 * MIB),
+        Value::Bytes(4 * MIB),
+        How::Live,
+        "Bytes of resync data under way at once.",
+    ),
+    row(
+        Key::BufferSize,
+        Section::Options,
+        "buffer-size",
+        bytes(8 * MIB, 1 << 30),
+        Value::Bytes(32 * MIB),
+        How::NeedsDownUp,
+        "Memory for data in flight; when it is used up, clients wait.",
+    ),
+    row(
+        Key::PollUs,
+        Section::Options,
+        "poll-us",
+        Kind::Number {
+            min: 0,
+            max: 1000,
+            unit: "microseconds",
+        },
+        Value::Number(0),
+        How::NeedsDownUp,
+        "How long to look for new work before sleeping. Trades CPU for latency; 0 never polls.",
+    ),
+];
+
+/// The options of a section.
+pub(crate) fn in_section(section: Section) -> impl Iterator<Item = &'static OptionRow> {
+    OPTIONS.iter().filter(move |row| row.section == section)
+}
+
+/// Finds an option by its name or other name, whatever its section.
+pub(crate) fn by_name(name: &str) -> Option<&'static OptionRow> {
+    OPTIONS
+        .iter()
+        .find(|row| row.name == name || row.alias == Some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_at_their_keys_place_and_names_are_unique() {
+        for (i, row) in OPTIONS.iter().enumerate() {
+            assert_eq!(row.key as usize, i, "{}", row.name);
+            assert_eq!(
+                OPTIONS.iter().filter(|r| r.name == row.name).count(),
+                1,
+                "{}",
+                row.name
+            );
+            assert!(row.help.ends_with('.'), "{}", row.name);
+        }
+        assert_eq!(by_name("resync-rate").map(|r| r.key), Some(Key::CMaxRate));
+    }
+
+    #[test]
+    fn every_default_is_in_its_range() {
+        for row in &OPTIONS {
+            assert_eq!(
+                super::super::kinds::check(row, row.default),
+                Ok(row.default),
+                "{}",
+                row.name
+            );
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! A configuration that has been read and checked.
+
+use super::options::Key;
+use super::settings::Settings;
+use super::values::Value;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use twinblk_engine::config as engine;
+use twinblk_engine::ids::{NodeId, VolumeId};
+
+/// Port of a node whose address names none.
+pub(crate) const DEFAULT_PORT: u16 = 7789;
+
+/// All resources of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// This node's name.
+    pub(crate) node_name: String,
+    /// Resources this node takes part in, by name.
+    pub(crate) resources: Vec<Resource>,
+    /// What is worth telling but does not stand in the way.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Config {
+    /// The resource of that name.
+    pub(crate) fn resource(&self, name: &str) -> Option<&Resource> {
+        self.resources.iter().find(|r| r.name == name)
+    }
+}
+
+/// A resource as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resource {
+    /// Its name; also the name of its export.
+    pub(crate) name: String,
+    /// The file it came from.
+    pub(crate) file: PathBuf,
+    /// What the peers must know too.
+    pub(crate) secret: Secret,
+    /// This node.
+    pub(crate) me: Node,
+    /// The other nodes, by number.
+    pub(crate) peers: Vec<Node>,
+    /// Options.
+    pub(crate) settings: Settings,
+}
+
+/// A node of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its number, 0 to 15.
+    pub(crate) id: u8,
+    /// Where its peers reach it.
+    pub(crate) address: Address,
+    /// Where it serves NBD clients while Primary.
+    pub(crate) exports: Vec<Export>,
+    /// Its volumes by number; at least one.
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// A volume on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// Its number.
+    pub(crate) number: u16,
+    /// Block device or regular file with the data.
+    pub(crate) disk: PathBuf,
+    /// Where the metadata are.
+    pub(crate) meta: MetaDisk,
+}
+
+/// Where a volume's metadata are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum MetaDisk {
+    /// At the end of the disk.
+    Internal,
+    /// In a file or device of their own.
+    External(PathBuf),
+}
+
+impl fmt::Display for MetaDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internal => write!(f, "internal"),
+            Self::External(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// `HOST:PORT` of a node. The host is an address or a name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    /// IP address (without brackets) or host name.
+    pub(crate) host: String,
+    /// TCP port.
+    pub(crate) port: u16,
+}
+
+/// With brackets around an IPv6 address: what `TcpListener::bind` and friends read.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Where a node serves NBD clients.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Export {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+/// The shared secret; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub(super) Vec<u8>);
+
+impl std::ops::Deref for Secret {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret(…)")
+    }
+}
+
+impl Resource {
+    /// Replication protocol.
+    pub(crate) fn protocol(&self) -> engine::Protocol {
+        match self.settings.get(Key::Protocol) {
+            Value::Word("A") => engine::Protocol::A,
+            Value::Word("B") => engine::Protocol::B,
+            _ => engine::Protocol::C,
+        }
+    }
+
+    /// Smallest I/O of clients in bytes.
+    pub(crate) fn block_size(&self) -> u32 {
+        self.small(Key::BlockSize)
+    }
+
+    /// Time between attempts to connect.
+    pub(crate) fn connect_int(&self) -> Duration {
+        self.settings.time(Key::ConnectInt)
+    }
+
+    /// Longest a hello may take; also the engine's bound for an unanswered request.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.settings.time(Key::Timeout)
+    }
+
+    /// Memory for data in flight.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        self.settings.number(Key::BufferSize)
+    }
+
+    /// How long the loop looks for new work before it sleeps.
+    pub(crate) fn poll(&self) -> Duration {
+        Duration::from_micros(self.settings.number(Key::PollUs))
+    }
+
+    /// A node of the resource by name.
+    pub(crate) fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes().find(|n| n.name == name)
+    }
+
+    /// This node and its peers.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        std::iter::once(&self.me).chain(&self.peers)
+    }
+
+    /// The engine's options, as [`twinblk_engine::command::Command::SetOptions`] wants them.
+    pub(crate) fn engine_options(&self) -> engine::Options {
+        let s = &self.settings;
+        engine::Options {
+            protocol: self.protocol(),
+            ping_int: s.time(Key::PingInt),
+            ping_timeout: s.time(Key::PingTimeout),
+            timeout: s.time(Key::Timeout),
+            ko_count: self.small(Key::KoCount),
+            max_epoch_size: self.small(Key::MaxEpochSize),
+            send_queue: s.number(Key::SndbufSize),
+            resync_max_rate: s.number(Key::CMaxRate),
+            resync_window: s.number(Key::ResyncWindow),
+            // The other policies are refused when the file is read, so the engine's defaults
+            // (`disconnect`, one Primary) are what the file says.
+            ..engine::Options::default()
+        }
+    }
+
+    /// What the engine is started with. `incarnation` is random and not 0.
+    pub(crate) fn to_engine(&self, incarnation: u64, seed: u64) -> engine::ResourceConfig {
+        let node = |n: &Node| engine::NodeConfig {
+            id: NodeId(n.id),
+            name: n.name.clone(),
+        };
+        engine::ResourceConfig {
+            name: self.name.clone(),
+            me: node(&self.me),
+            peers: self.peers.iter().map(node).collect(),
+            volumes: self
+                .me
+                .volumes
+                .iter()
+                .map(|v| engine::VolumeConfig {
+                    volume: VolumeId(v.number),
+                    block_size: self.block_size(),
+                })
+                .collect(),
+            options: self.engine_options(),
+            incarnation,
+            seed,
+        }
+    }
+
+    /// An option whose range keeps it far below 2^32.
+    fn small(&self, key: Key) -> u32 {
+        u32::try_from(self.settings.number(key)).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_secret_is_never_printed() {
+        let secret = Secret(b"hunter2".to_vec());
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+        assert_eq!(&*secret, b"hunter2");
+    }
+
+    #[test]
+    fn addresses_print_as_they_are_read() {
+        let show = |host: &str| {
+            Address {
+                host: host.to_owned(),
+                port: 7789,
+            }
+            .to_string()
+        };
+        assert_eq!(show("10.0.0.1"), "10.0.0.1:7789");
+        assert_eq!(show("fd00::1"), "[fd00::1]:7789");
+        assert_eq!(show("alpha.example"), "alpha.example:7789");
+    }
+}

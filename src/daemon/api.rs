@@ -1,0 +1,213 @@
+//! The control socket: HTTP and JSON, see [`crate::api`]. Access is by the permissions of the socket
+//! file: its owner and root.
+
+use super::running::lock;
+use super::supervisor::{Supervisor, error};
+use super::{DaemonError, convert, exports};
+use crate::api::{Answer, ErrorBody, EventLine, Order, ResourceStatus, Version};
+use crate::config;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::sync::{broadcast, mpsc};
+use twinblk_engine::command::Command;
+use twinblk_engine::ids::NodeId;
+
+/// Time an order may take before the caller is told what it waits for.
+const ORDER_TIME: Duration = Duration::from_secs(30);
+
+type Shared = State<Arc<Supervisor>>;
+
+/// Binds the control socket.
+pub(crate) async fn listen(path: &std::path::Path) -> Result<UnixListener, DaemonError> {
+    let shown = path.display();
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        return Err(DaemonError::InUse(format!(
+            "another twinblk daemon answers on {shown}; stop it, or give this one its own --control"
+        )));
+    }
+    exports::remove_stale(path).await;
+    if let Some(parent) = path.parent() {
+        let _ = std::fs::create_dir_all(parent);
+    }
+    let listener = UnixListener::bind(path).map_err(|e| {
+        DaemonError::System(format!("the control socket {shown} cannot be made: {e}"))
+    })?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))
+        .map_err(|e| DaemonError::System(format!("{shown}: {e}")))?;
+    Ok(listener)
+}
+
+/// Serves it.
+pub(crate) async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>) {
+    let router = Router::new()
+        .route("/v1/version", get(version))
+        .route("/v1/events", get(events))
+        .route("/v1/resources", get(resources))
+        .route("/v1/resources/{name}", get(resource))
+        .route("/v1/resources/{name}/{verb}", post(verb))
+        .with_state(supervisor);
+    if let Err(e) = axum::serve(listener, router).await {
+        tracing::error!("the control socket failed: {e}");
+    }
+}
+
+impl IntoResponse for ErrorBody {
+    fn into_response(self) -> Response {
+        let status = match self.kind.as_str() {
+            "unknown" => StatusCode::NOT_FOUND,
+            "usage" => StatusCode::BAD_REQUEST,
+            "timeout" => StatusCode::GATEWAY_TIMEOUT,
+            "other" => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::CONFLICT,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION").to_string(), api: 1 })
+}
+
+async fn resources(State(supervisor): Shared) -> Json<Vec<ResourceStatus>> {
+    // A file added since is seen; a broken one is told by the orders that need it.
+    let _ = supervisor.reload();
+    let mut all = Vec::new();
+    for name in supervisor.names() {
+        if let Ok(status) = supervisor.status(&name).await {
+            all.push(status);
+        }
+    }
+    Json(all)
+}
+
+async fn resource(
+    State(supervisor): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<ResourceStatus>, ErrorBody> {
+    supervisor.status(&name).await.map(Json)
+}
+
+async fn verb(
+    State(supervisor): Shared,
+    Path((name, verb)): Path<(String, String)>,
+    body: Bytes,
+) -> Result<Json<Answer>, ErrorBody> {
+    let order: Order = if body.is_empty() {
+        Order::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|e| error("usage", 1, format!("the order cannot be read: {e}"), ""))?
+    };
+    carry_out(&supervisor, &name, &verb, &order).await.map(|text| Json(Answer { text }))
+}
+
+async fn carry_out(
+    supervisor: &Arc<Supervisor>,
+    name: &str,
+    verb: &str,
+    order: &Order,
+) -> Result<String, ErrorBody> {
+    let command = match verb {
+        "up" => return supervisor.up(name).await,
+        "down" => return supervisor.down(name, order.force).await,
+        "adjust" => return supervisor.adjust(name, order.dry_run).await,
+        "dump" => return Ok(config::dump::dump(&supervisor.configured(name)?)),
+        "primary" => Command::Primary { force: order.force },
+        "secondary" => Command::Secondary,
+        "connect" => Command::Connect {
+            peer: peer(supervisor, name, order)?,
+            discard_my_data: order.discard_my_data,
+            dry_run: order.dry_run,
+        },
+        "disconnect" => Command::Disconnect { peer: peer(supervisor, name, order)? },
+        "invalidate" => Command::Invalidate,
+        "invalidate-remote" => Command::InvalidateRemote { peer: peer(supervisor, name, order)? },
+        "new-current-uuid" => Command::NewCurrentUuid { clear_bitmap: order.clear_bitmap },
+        _ => {
+            let reason = format!("there is no order \"{verb}\"");
+            return Err(error("usage", 1, reason, "see docs/api.md for the orders"));
+        }
+    };
+    let running = supervisor.must_run(name)?;
+    let result = running.order(command, ORDER_TIME).await;
+    let config = lock(&running.config).clone();
+    match result {
+        Ok(text) => Ok(convert::names(&config, &text)),
+        Err(refusal) => Err(convert::error(&config, &refusal)),
+    }
+}
+
+fn peer(
+    supervisor: &Supervisor,
+    name: &str,
+    order: &Order,
+) -> Result<Option<NodeId>, ErrorBody> {
+    let Some(wanted) = &order.peer else { return Ok(None) };
+    let config = supervisor.configured(name)?;
+    match config.peers.iter().find(|p| p.name == *wanted) {
+        Some(peer) => Ok(Some(NodeId(peer.id))),
+        None => {
+            let known: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
+            let reason = format!("{name} has no peer {wanted}; it has: {}", known.join(", "));
+            Err(error("unknown", 10, reason, ""))
+        }
+    }
+}
+
+/// The present state, then every change, one JSON object per line. A listener that does not keep up
+/// is told so and dropped.
+async fn events(State(supervisor): Shared) -> Response {
+    let mut changes = supervisor.events.subscribe();
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(64);
+    tokio::spawn(async move {
+        for name in supervisor.names() {
+            if let Ok(status) = supervisor.status(&name).await {
+                for line in convert::state_lines(&status) {
+                    if sender.send(Ok(json_line(&line))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+        loop {
+            let bytes = match changes.recv().await {
+                Ok(line) => json_line(&line),
+                Err(broadcast::error::RecvError::Closed) => return,
+                Err(broadcast::error::RecvError::Lagged(n)) => {
+                    let line = EventLine {
+                        time_ms: convert::now_ms(),
+                        resource: String::new(),
+                        kind: "incident".to_string(),
+                        peer: None,
+                        volume: None,
+                        from: None,
+                        to: None,
+                        severity: "error".to_string(),
+                        cause: format!("{n} events were missed: this listener is too slow"),
+                    };
+                    let _ = sender.send(Ok(json_line(&line))).await;
+                    return;
+                }
+            };
+            if sender.send(Ok(bytes)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    ([(header::CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
+}
+
+fn json_line(line: &EventLine) -> Bytes {
+    let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes.into()
+}

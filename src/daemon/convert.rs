@@ -1,0 +1,236 @@
+//! The engine's words in the form of the control API.
+
+use super::running::Running;
+use crate::api::{
+    DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus,
+    VolumeStatus,
+};
+use crate::config;
+use crate::driver::mailbox::StatusReply;
+use std::time::{SystemTime, UNIX_EPOCH};
+use twinblk_engine::command::{Refusal, RefusalKind};
+use twinblk_engine::event::{Event, Severity, What};
+use twinblk_engine::ids::NodeId;
+
+/// A resource that is not up.
+pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
+    ResourceStatus {
+        name: config.name.clone(),
+        node: config.me.name.clone(),
+        up: false,
+        role: "Unknown".to_string(),
+        suspended: None,
+        open_clients: Vec::new(),
+        exports: Vec::new(),
+        volumes: Vec::new(),
+        peers: Vec::new(),
+        driver: None,
+    }
+}
+
+/// A resource that is up.
+pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatus {
+    let StatusReply { status, driver, now } = reply;
+    let engine = |volume| {
+        driver.disks.iter().find(|d| d.0 == volume).map_or(String::new(), |d| d.1.clone())
+    };
+    ResourceStatus {
+        name: status.resource,
+        node: status.node_name,
+        up: true,
+        role: format!("{:?}", status.role),
+        suspended: status.suspended,
+        open_clients: status.open_clients,
+        exports: config.me.exports.iter().map(ToString::to_string).collect(),
+        volumes: status
+            .volumes
+            .into_iter()
+            .map(|v| VolumeStatus {
+                volume: v.volume.0,
+                disk: format!("{:?}", v.disk),
+                reason: v.reason,
+                size: v.size,
+                block_size: v.block_size,
+                current_uuid: format!("{:016x}", v.current_uuid),
+                disk_engine: engine(v.volume),
+            })
+            .collect(),
+        peers: status
+            .peers
+            .into_iter()
+            .map(|p| PeerStatus {
+                name: p.name,
+                node_id: p.node.0,
+                connection: format!("{:?}", p.connection),
+                role: format!("{:?}", p.role),
+                reason: names(config, &p.reason),
+                since_seconds: now.since(p.since).as_secs(),
+                unsent: p.unsent,
+                transfer_log: p.transfer_log,
+                volumes: p.volumes.into_iter().map(peer_volume).collect(),
+            })
+            .collect(),
+        driver: Some(DriverStatus {
+            buffers_used: driver.buffers_used,
+            buffers_total: driver.buffers_total,
+            buffers_registered: match driver.buffers_registered {
+                Ok(()) => "yes".to_string(),
+                Err(why) => why,
+            },
+            nbd_connections: driver.nbd_connections,
+            enters: driver.enters,
+            requests: driver.requests,
+        }),
+    }
+}
+
+fn peer_volume(v: twinblk_engine::status::PeerVolumeStatus) -> PeerVolumeStatus {
+    PeerVolumeStatus {
+        volume: v.volume.0,
+        replication: format!("{:?}", v.replication),
+        peer_disk: format!("{:?}", v.peer_disk),
+        out_of_sync: v.out_of_sync,
+        resync: v.resync.map(|r| ResyncStatus {
+            percent: match r.total {
+                0 => 100.0,
+                total => 100.0 * (total - r.left.min(total)) as f64 / total as f64,
+            },
+            total: r.total,
+            left: r.left,
+            rate: r.rate,
+            eta_seconds: r.eta,
+            limited_by: r.limited_by.to_string(),
+        }),
+    }
+}
+
+/// Texts of the engine name nodes by number and the resource by `RES`; people know their names.
+pub(crate) fn names(config: &config::Resource, text: &str) -> String {
+    let mut text = text.replace(" RES`", &format!(" {}`", config.name));
+    for node in config.nodes() {
+        // Two-digit numbers first would be needed only beyond node 9.
+        text = text.replace(&NodeId(node.id).to_string(), &node.name);
+    }
+    text
+}
+
+/// A refusal.
+pub(crate) fn error(config: &config::Resource, refusal: &Refusal) -> ErrorBody {
+    let (kind, exit_code) = match refusal.kind {
+        RefusalKind::State => ("state", 11),
+        RefusalKind::NoDisk => ("no-disk", 16),
+        RefusalKind::NoUpToDateData => ("no-up-to-date-data", 17),
+        RefusalKind::InUse => ("in-use", 12),
+        RefusalKind::PeerRefused => ("peer-refused", 13),
+        RefusalKind::Unknown => ("unknown", 10),
+        RefusalKind::Timeout => ("timeout", 5),
+        RefusalKind::Other => ("other", 10),
+    };
+    ErrorBody {
+        kind: kind.to_string(),
+        reason: names(config, &refusal.reason),
+        way_out: names(config, &refusal.way_out),
+        exit_code,
+    }
+}
+
+/// An event as a line of the stream.
+pub(crate) fn event_line(config: &config::Resource, event: &Event) -> EventLine {
+    let peer_name = |node: NodeId| {
+        config.nodes().find(|n| n.id == node.0).map_or(node.to_string(), |n| n.name.clone())
+    };
+    let (kind, peer, volume, states) = match event.what {
+        What::Role(a, b) => ("role", None, None, Some((format!("{a:?}"), format!("{b:?}")))),
+        What::Disk(v, a, b) => {
+            ("disk", None, Some(v.0), Some((format!("{a:?}"), format!("{b:?}"))))
+        }
+        What::Connection(n, a, b) => {
+            ("connection", Some(n), None, Some((format!("{a:?}"), format!("{b:?}"))))
+        }
+        What::Replication(n, v, a, b) => {
+            ("replication", Some(n), Some(v.0), Some((format!("{a:?}"), format!("{b:?}"))))
+        }
+        What::PeerRole(n, a, b) => {
+            ("peer-role", Some(n), None, Some((format!("{a:?}"), format!("{b:?}"))))
+        }
+        What::PeerDisk(n, v, a, b) => {
+            ("peer-disk", Some(n), Some(v.0), Some((format!("{a:?}"), format!("{b:?}"))))
+        }
+        What::Incident => ("incident", None, None, None),
+    };
+    let (from, to) = states.unzip();
+    EventLine {
+        time_ms: now_ms(),
+        resource: config.name.clone(),
+        kind: kind.to_string(),
+        peer: peer.map(peer_name),
+        volume,
+        from,
+        to,
+        severity: match event.severity {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+        .to_string(),
+        cause: names(config, &event.cause),
+    }
+}
+
+/// An event for the log.
+pub(crate) fn event_text(line: &EventLine) -> String {
+    let mut text = line.kind.clone();
+    if let Some(peer) = &line.peer {
+        text.push_str(&format!(" {peer}"));
+    }
+    if let Some(volume) = line.volume {
+        text.push_str(&format!(" volume {volume}"));
+    }
+    if let (Some(from), Some(to)) = (&line.from, &line.to) {
+        text.push_str(&format!(": {from} -> {to}"));
+    }
+    format!("{text}: {}", line.cause)
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The present state as the first lines of an event stream.
+pub(crate) fn state_lines(status: &ResourceStatus) -> Vec<EventLine> {
+    let line = |kind: &str, peer: Option<&str>, volume, to: &str, cause: &str| EventLine {
+        time_ms: now_ms(),
+        resource: status.name.clone(),
+        kind: kind.to_string(),
+        peer: peer.map(ToString::to_string),
+        volume,
+        from: None,
+        to: Some(to.to_string()),
+        severity: "info".to_string(),
+        cause: cause.to_string(),
+    };
+    let mut lines = vec![line("role", None, None, &status.role, "present state")];
+    for v in &status.volumes {
+        lines.push(line("disk", None, Some(v.volume), &v.disk, &v.reason));
+    }
+    for p in &status.peers {
+        lines.push(line("connection", Some(&p.name), None, &p.connection, &p.reason));
+        lines.push(line("peer-role", Some(&p.name), None, &p.role, "present state"));
+        for v in &p.volumes {
+            let (name, number) = (Some(p.name.as_str()), Some(v.volume));
+            lines.push(line("replication", name, number, &v.replication, "present state"));
+            lines.push(line("peer-disk", name, number, &v.peer_disk, "present state"));
+        }
+    }
+    lines
+}
+
+/// A running resource's status, or that it is not up any more.
+pub(crate) async fn status(running: &Running) -> ResourceStatus {
+    match running.status().await {
+        Ok(reply) => up(&super::running::lock(&running.config).clone(), reply),
+        Err(_) => down(&super::running::lock(&running.config).clone()),
+    }
+}

@@ -1,0 +1,221 @@
+//! NBD listeners of a resource and the negotiation; a client that has entered the export goes to the
+//! loop. The exports listen on a Secondary too: clients are told there who is Primary.
+
+use super::running::{Running, lock};
+use super::supervisor::error;
+use crate::api::ErrorBody;
+use crate::config::{self, Export as Address};
+use crate::driver::mailbox::{MAX_NBD_PAYLOAD, StatusReply, ToLoop};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use twinblk_engine::event::Role;
+use userspace_nbd::export::{BlockSize, Export, TransmissionFlags};
+use userspace_nbd::negotiation::{Exports, Lookup, Negotiation, Progress, Session};
+
+/// Time for a negotiation.
+const NEGOTIATION_TIME: Duration = Duration::from_secs(30);
+/// Clients of a resource that negotiate at once.
+const MAX_NEGOTIATIONS: usize = 64;
+
+/// A listener that is bound.
+pub(crate) enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Binds all exports of a resource.
+pub(crate) async fn bind(config: &config::Resource) -> Result<Vec<Listener>, ErrorBody> {
+    let mut listeners = Vec::new();
+    for address in &config.me.exports {
+        let failed = |e: &std::io::Error, fix: &str| {
+            error("config", 10, format!("the export {address} cannot be opened: {e}"), fix)
+        };
+        listeners.push(match address {
+            Address::Unix(path) => {
+                remove_stale(path).await;
+                let listener = UnixListener::bind(path).map_err(|e| {
+                    failed(&e, match e.kind() {
+                        std::io::ErrorKind::NotFound => "create the directory of the socket first",
+                        std::io::ErrorKind::AddrInUse => "another program has the socket",
+                        _ => "check path and permissions",
+                    })
+                })?;
+                let _ = std::fs::set_permissions(path, PermissionsExt::from_mode(0o660));
+                Listener::Unix(listener)
+            }
+            Address::Tcp(socket) => Listener::Tcp(TcpListener::bind(socket).await.map_err(|e| {
+                failed(&e, "stop the program that listens there, or change `export`")
+            })?),
+        });
+    }
+    Ok(listeners)
+}
+
+/// Removes the socket file a dead daemon left.
+pub(crate) async fn remove_stale(path: &Path) {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Serves them.
+pub(crate) fn serve(running: &Arc<Running>, listeners: Vec<Listener>) -> Vec<JoinHandle<()>> {
+    let limit = Arc::new(Semaphore::new(MAX_NEGOTIATIONS));
+    listeners
+        .into_iter()
+        .map(|listener| tokio::spawn(accept(Arc::clone(running), listener, Arc::clone(&limit))))
+        .collect()
+}
+
+async fn accept(running: Arc<Running>, listener: Listener, limit: Arc<Semaphore>) {
+    loop {
+        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
+        let running = Arc::clone(&running);
+        let result = match &listener {
+            Listener::Unix(l) => l.accept().await.map(|(stream, _)| {
+                tokio::spawn(async move {
+                    let client = unix_client(&stream);
+                    if let Some((stream, session)) = negotiate(&running, stream).await
+                        && let Ok(stream) = stream.into_std()
+                        && stream.set_nonblocking(false).is_ok()
+                    {
+                        enter(&running, stream.into(), session, client);
+                    }
+                    drop(permit);
+                });
+            }),
+            Listener::Tcp(l) => l.accept().await.map(|(stream, from)| {
+                tokio::spawn(async move {
+                    let _ = stream.set_nodelay(true);
+                    if let Some((stream, session)) = negotiate(&running, stream).await
+                        && let Ok(stream) = stream.into_std()
+                        && stream.set_nonblocking(false).is_ok()
+                    {
+                        enter(&running, stream.into(), session, from.to_string());
+                    }
+                    drop(permit);
+                });
+            }),
+        };
+        if let Err(e) = result {
+            tracing::warn!("accepting an NBD client failed: {e}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+fn enter(running: &Running, socket: OwnedFd, session: Session, client: String) {
+    let volume = lock(&running.config).me.volumes.first().map_or(0, |v| v.number);
+    let volume = twinblk_engine::ids::VolumeId(volume);
+    let _ = running.handle.send(ToLoop::NbdClient { socket, session, volume, client });
+}
+
+fn unix_client(stream: &tokio::net::UnixStream) -> String {
+    let pid = rustix::net::sockopt::socket_peercred(stream.as_fd())
+        .map(|c| c.pid.as_raw_nonzero().get())
+        .unwrap_or(0);
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("pid {pid} ({})", name.trim())
+}
+
+/// Negotiates with one client. `None`: it left, or did not get in.
+async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
+    running: &Running,
+    mut stream: S,
+) -> Option<(S, Session)> {
+    let talk = async {
+        let mut negotiation = Negotiation::new();
+        stream.write_all(&negotiation.greeting()).await.ok()?;
+        let mut buf = vec![0; 8192];
+        loop {
+            let n = stream.read(&mut buf).await.ok().filter(|&n| n > 0)?;
+            let offer = Offer::of(running).await;
+            let mut out = Vec::new();
+            let progress = negotiation.feed(&buf[..n], &offer, &mut out);
+            stream.write_all(&out).await.ok()?;
+            match progress {
+                Progress::NeedMore => {}
+                Progress::Done(session) => return Some(*session),
+                Progress::Aborted => return None,
+                Progress::Failed(error) => {
+                    tracing::info!(resource = %offer.name, "an NBD client was turned away: {error}");
+                    return None;
+                }
+            }
+        }
+    };
+    let session = tokio::time::timeout(NEGOTIATION_TIME, talk).await.ok()??;
+    Some((stream, session))
+}
+
+/// What is offered at this moment.
+struct Offer {
+    name: String,
+    lookup: Lookup,
+}
+
+impl Offer {
+    async fn of(running: &Running) -> Self {
+        let name = lock(&running.config).name.clone();
+        let lookup = match running.status().await {
+            Ok(reply) => look(&name, &reply),
+            Err(_) => Lookup::Refused { policy_text: format!("{name} is going down") },
+        };
+        Self { name, lookup }
+    }
+}
+
+fn look(name: &str, reply: &StatusReply) -> Lookup {
+    let status = &reply.status;
+    let here = &status.node_name;
+    if status.role != Role::Primary {
+        let primary = status.peers.iter().find(|p| p.role == Role::Primary);
+        let policy_text = match primary {
+            Some(p) => format!("{name} is Secondary on {here}; {} is Primary", p.name),
+            None => format!("{name} is Secondary on {here}; no Primary is known"),
+        };
+        return Lookup::Refused { policy_text };
+    }
+    let Some(volume) = status.volumes.first() else { return Lookup::Unknown };
+    let flags = [
+        TransmissionFlags::SEND_FLUSH,
+        TransmissionFlags::SEND_FUA,
+        TransmissionFlags::SEND_TRIM,
+        TransmissionFlags::SEND_WRITE_ZEROES,
+        TransmissionFlags::SEND_FAST_ZERO,
+        TransmissionFlags::SEND_DF,
+        TransmissionFlags::SEND_CACHE,
+        TransmissionFlags::CAN_MULTI_CONN,
+    ];
+    Lookup::Found(Export {
+        name: name.to_string(),
+        description: format!("twinblk resource {name} on {here}"),
+        size: volume.size,
+        flags: flags.into_iter().fold(TransmissionFlags::HAS_FLAGS, |all, f| all | f),
+        block_size: BlockSize {
+            minimum: volume.block_size,
+            preferred: 4096,
+            maximum: MAX_NBD_PAYLOAD,
+        },
+        meta_contexts: vec!["base:allocation".to_string(), "twinblk:dirty".to_string()],
+    })
+}
+
+impl Exports for Offer {
+    fn lookup(&self, name: &str) -> Lookup {
+        if name.is_empty() || name == self.name { self.lookup.clone() } else { Lookup::Unknown }
+    }
+
+    fn list(&self) -> Vec<(String, String)> {
+        vec![(self.name.clone(), "twinblk resource".to_string())]
+    }
+}

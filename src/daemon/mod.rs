@@ -1,0 +1,106 @@
+//! The control plane: tokio, one thread. Everything slow or rare: configuration, control socket,
+//! listening and dialling, hello and NBD negotiation. Ready sockets go to the resources' loops
+//! ([`crate::driver`]); nothing of the data path passes here.
+//!
+//! * [`supervisor`]: the list of resources, up and down, what came of a loop;
+//! * [`peers`]: listening for peers, dialling them, pairing sockets;
+//! * [`exports`]: NBD listeners and negotiation;
+//! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
+//! * [`state`]: the state directory: lock, and which resources were up.
+
+mod api;
+mod convert;
+mod exports;
+mod peers;
+mod running;
+mod state;
+mod supervisor;
+
+use crate::config;
+use std::path::PathBuf;
+use std::sync::Arc;
+use supervisor::Supervisor;
+
+/// How a daemon is started.
+#[derive(Debug, Clone)]
+pub(crate) struct DaemonOptions {
+    /// Directory of the `*.toml` files.
+    pub(crate) config_dir: PathBuf,
+    /// Directory for what must survive a restart.
+    pub(crate) state_dir: PathBuf,
+    /// This node's name; the host's name if absent.
+    pub(crate) node: Option<String>,
+    /// Path of the control socket.
+    pub(crate) control: PathBuf,
+}
+
+/// Why the daemon ended or did not start. The texts say what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] config::ConfigErrors),
+    /// Another daemon has the state directory or the control socket.
+    #[error("{0}")]
+    InUse(String),
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+    /// The system refuses something.
+    #[error("{0}")]
+    System(String),
+}
+
+impl DaemonError {
+    /// The exit code the command line ends with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 21,
+            Self::InUse(_) => 12,
+            Self::Listen(_) | Self::System(_) => 10,
+        }
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT; then every resource is taken down in order.
+pub(crate) fn run(options: DaemonOptions) -> Result<(), DaemonError> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // A second call (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| DaemonError::System(format!("the runtime cannot be started: {e}")))?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
+    let config = config::load(&options.config_dir, options.node.as_deref())?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let state = state::StateDir::open(&options.state_dir)?;
+    let listener = api::listen(&options.control).await?;
+    let supervisor = Arc::new(Supervisor::new(options.clone(), config, state));
+    supervisor.listen_for_peers().await?;
+    let api = tokio::spawn(api::serve(listener, Arc::clone(&supervisor)));
+    supervisor.bring_back().await;
+    let control = options.control.display();
+    tracing::info!(node = supervisor.node_name(), %control, "ready");
+    let signal = |kind| {
+        tokio::signal::unix::signal(kind)
+            .map_err(|e| DaemonError::System(format!("signals cannot be received: {e}")))
+    };
+    let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("stopping: every resource is taken down");
+    supervisor.stop_all().await;
+    api.abort();
+    let _ = std::fs::remove_file(&options.control);
+    Ok(())
+}

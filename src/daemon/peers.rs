@@ -1,0 +1,319 @@
+//! Peers: one listener per address of this node for all resources, and diallers. The node with the
+//! lower id dials both sockets, the other accepts: so connections never cross, and a broken link is
+//! dialled by exactly one side. The two sockets of a connection are paired by its random id.
+
+use super::DaemonError;
+use super::running::{Running, lock};
+use super::supervisor::{Supervisor, random};
+use crate::config;
+use crate::driver::mailbox::ToLoop;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use twinblk_engine::ids::NodeId;
+use twinblk_protocol::hello::{
+    AcceptAs, Acceptor, Dialler, Established, HelloError, HelloProgress, PeerHello, SocketRole,
+};
+
+/// Time for a connection to be made and authenticated.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+/// Connections being authenticated at once.
+const MAX_STRANGERS: usize = 64;
+/// A link that lived shorter is not redialled at once.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// Pause before the first new attempt after a link is lost.
+const QUICK: Duration = Duration::from_millis(100);
+
+/// What a dialler knows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DialState {
+    /// The engine wants a link.
+    pub(crate) want: bool,
+    /// There is one.
+    pub(crate) linked: bool,
+    /// Grows when it shall be dialled at once.
+    pub(crate) kicks: u64,
+}
+
+/// A socket that waits for its sibling.
+struct Half {
+    stream: OwnedFd,
+    leftover: Vec<u8>,
+    role: SocketRole,
+    since: Instant,
+}
+
+type Halves = Arc<Mutex<BTreeMap<(String, u8, u64), Half>>>;
+
+/// Listens for peers on one address.
+pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result<(), DaemonError> {
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        let fix = match e.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another program listens there; stop it, or change `address` of this node"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this machine does not have the address; correct `address` of this node, or use \
+                 --node if this is another node"
+            }
+            _ => "correct `address` of this node",
+        };
+        DaemonError::Listen(format!("cannot listen for peers on {address}: {e}; {fix}"))
+    })?;
+    tokio::spawn(async move {
+        let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+        let halves = Halves::default();
+        loop {
+            let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let (supervisor, halves) = (Arc::clone(&supervisor), Arc::clone(&halves));
+                    tokio::spawn(async move {
+                        accept(&supervisor, &halves, stream, &from.to_string()).await;
+                        drop(permit);
+                    });
+                }
+                Err(e) => {
+                    tracing::warn!("accepting a peer failed: {e}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn accept(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, from: &str) {
+    let mut acceptor = Acceptor::new(nonce());
+    let result = tokio::time::timeout(HELLO_TIME, greet(supervisor, &mut acceptor, stream)).await;
+    let (error, hello) = match result {
+        Ok(Ok((stream, established))) => return pair(supervisor, halves, stream, established),
+        Ok(Err(error)) => (error, acceptor.dialler().cloned()),
+        Err(_) => ("it did not finish the hello in time".to_string(), acceptor.dialler().cloned()),
+    };
+    tracing::warn!(%from, "a connection on the peers' port was dropped: {error}");
+    let Some(hello) = hello else { return };
+    if let Some(running) = supervisor.running(&hello.resource) {
+        let reason = format!("{} tried to connect, but: {error}", hello.node_name);
+        let _ = running.handle.send(ToLoop::DialFailed { peer: NodeId(hello.node_id), reason });
+    }
+}
+
+async fn greet(
+    supervisor: &Supervisor,
+    acceptor: &mut Acceptor,
+    mut stream: TcpStream,
+) -> Result<(TcpStream, Established), String> {
+    let _ = stream.set_nodelay(true);
+    let mut buf = vec![0; 4096];
+    loop {
+        let n = stream.read(&mut buf).await.map_err(|e| e.to_string())?;
+        if n == 0 {
+            return Err("it closed the connection during the hello".to_string());
+        }
+        let mut out = Vec::new();
+        let choose = |hello: &PeerHello| choose(supervisor, hello);
+        let progress = acceptor.feed(&buf[..n], &choose, &mut out);
+        stream.write_all(&out).await.map_err(|e| e.to_string())?;
+        match progress {
+            HelloProgress::NeedMore => {}
+            HelloProgress::Done(established) => return Ok((stream, established)),
+            HelloProgress::Failed(error) => {
+                // Let the refusal arrive before the socket goes.
+                let _ = stream.shutdown().await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buf)).await;
+                return Err(error.to_string());
+            }
+        }
+    }
+}
+
+/// As whom a dialler is answered, or why not.
+fn choose(supervisor: &Supervisor, hello: &PeerHello) -> Result<AcceptAs, String> {
+    let here = supervisor.node_name();
+    let Ok(config) = supervisor.configured(&hello.resource) else {
+        return Err(format!("{here} has no resource {}", hello.resource));
+    };
+    if config.me.id != hello.wants_node {
+        return Err(format!("{here} is node {}, not node {}", config.me.id, hello.wants_node));
+    }
+    if !config.peers.iter().any(|p| p.id == hello.node_id) {
+        return Err(format!("{here} knows no node with id {} in {}", hello.node_id, config.name));
+    }
+    if supervisor.running(&hello.resource).is_none() {
+        return Err(format!("{} is not up on {here}", hello.resource));
+    }
+    Ok(AcceptAs { node_id: config.me.id, features: 0, secret: config.secret.to_vec() })
+}
+
+/// Keeps the first socket of a connection until the second is there, then hands over both.
+fn pair(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, established: Established) {
+    let Ok(fd) = into_fd(stream) else { return };
+    let hello = established.hello;
+    let key = (hello.resource.clone(), hello.node_id, hello.connection_id);
+    let mine = Half {
+        stream: fd,
+        leftover: established.leftover,
+        role: hello.socket,
+        since: Instant::now(),
+    };
+    let mut map = lock(halves);
+    map.retain(|_, half| half.since.elapsed() < HELLO_TIME);
+    let Some(other) = map.remove(&key) else {
+        map.insert(key, mine);
+        return;
+    };
+    drop(map);
+    let (data, control) = match (mine.role, other.role) {
+        (SocketRole::Data, SocketRole::Control) => (mine, other),
+        (SocketRole::Control, SocketRole::Data) => (other, mine),
+        _ => return tracing::warn!("two sockets of one kind for one connection"),
+    };
+    if let Some(running) = supervisor.running(&hello.resource) {
+        hand_over(&running, hello.node_id, (data.stream, data.leftover), (control.stream, control.leftover));
+    }
+}
+
+fn hand_over(
+    running: &Running,
+    peer: u8,
+    data: (OwnedFd, Vec<u8>),
+    control: (OwnedFd, Vec<u8>),
+) {
+    if let Some(state) = running.peers.get(&peer) {
+        state.send_modify(|s| s.linked = true);
+    }
+    let _ = running.handle.send(ToLoop::PeerLink { peer: NodeId(peer), data, control });
+}
+
+fn into_fd(stream: TcpStream) -> std::io::Result<OwnedFd> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream.into())
+}
+
+fn nonce() -> [u8; 32] {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).expect("the system has random numbers");
+    nonce
+}
+
+/// Starts a dialler for every peer with a higher node id.
+pub(crate) fn dial(running: &Arc<Running>) -> Vec<JoinHandle<()>> {
+    let config = lock(&running.config).clone();
+    config
+        .peers
+        .iter()
+        .filter(|peer| config.me.id < peer.id)
+        .filter_map(|peer| {
+            let state = running.peers.get(&peer.id)?.subscribe();
+            Some(tokio::spawn(dialler(Arc::clone(running), peer.id, state)))
+        })
+        .collect()
+}
+
+async fn dialler(running: Arc<Running>, peer: u8, mut state: watch::Receiver<DialState>) {
+    loop {
+        if state.wait_for(|s| s.want && !s.linked).await.is_err() {
+            return;
+        }
+        // The configuration may have been adjusted since the last attempt.
+        let config = lock(&running.config).clone();
+        let kicks = state.borrow().kicks;
+        let started = Instant::now();
+        let pause = match tokio::time::timeout(HELLO_TIME, connect(&config, peer)).await {
+            Ok(Ok((data, control))) => {
+                hand_over(&running, peer, data, control);
+                if state.wait_for(|s| !s.linked).await.is_err() {
+                    return;
+                }
+                if started.elapsed() < SHORT_LIFE { config.connect_int() } else { QUICK }
+            }
+            failed => {
+                let reason = match failed {
+                    Ok(Err(reason)) => reason,
+                    _ => "no answer in time".to_string(),
+                };
+                let sent = running.handle.send(ToLoop::DialFailed { peer: NodeId(peer), reason });
+                if sent.is_err() {
+                    return;
+                }
+                config.connect_int()
+            }
+        };
+        // A little disorder keeps many resources from dialling in step.
+        let jitter = Duration::from_millis(random() % (1 + pause.as_millis() as u64 / 10));
+        let kicked = state.wait_for(|s| s.kicks != kicks);
+        let _ = tokio::time::timeout(pause + jitter, kicked).await;
+    }
+}
+
+type Sockets = ((OwnedFd, Vec<u8>), (OwnedFd, Vec<u8>));
+
+async fn connect(config: &config::Resource, peer: u8) -> Result<Sockets, String> {
+    let id = random();
+    let data = connect_one(config, peer, id, SocketRole::Data).await?;
+    let control = connect_one(config, peer, id, SocketRole::Control).await?;
+    Ok((data, control))
+}
+
+async fn connect_one(
+    config: &config::Resource,
+    peer: u8,
+    connection_id: u64,
+    socket: SocketRole,
+) -> Result<(OwnedFd, Vec<u8>), String> {
+    let Some(node) = config.nodes().find(|n| n.id == peer) else {
+        return Err("the peer is not configured any more".to_string());
+    };
+    let address = node.address.to_string();
+    let mut stream = TcpStream::connect(&address)
+        .await
+        .map_err(|e| format!("{} ({address}) cannot be reached: {e}", node.name))?;
+    let _ = stream.set_nodelay(true);
+    let hello = PeerHello {
+        version_min: 0,
+        version_max: 0,
+        features: 0,
+        resource: config.name.clone(),
+        node_id: config.me.id,
+        node_name: config.me.name.clone(),
+        wants_node: peer,
+        socket,
+        connection_id,
+        nonce: nonce(),
+    };
+    let mut dialler = Dialler::new(hello, &config.secret);
+    let text = |e: std::io::Error| format!("{} ({address}): {e}", node.name);
+    stream.write_all(&dialler.start()).await.map_err(text)?;
+    let mut buf = vec![0; 4096];
+    loop {
+        let n = stream.read(&mut buf).await.map_err(text)?;
+        if n == 0 {
+            return Err(format!("{} ({address}) closed the connection during the hello", node.name));
+        }
+        let mut out = Vec::new();
+        let progress = dialler.feed(&buf[..n], &mut out);
+        stream.write_all(&out).await.map_err(text)?;
+        match progress {
+            HelloProgress::NeedMore => {}
+            HelloProgress::Done(established) => {
+                let fd = into_fd(stream).map_err(text)?;
+                return Ok((fd, established.leftover));
+            }
+            HelloProgress::Failed(error) => return Err(explain(&node.name, &address, &error)),
+        }
+    }
+}
+
+fn explain(name: &str, address: &str, error: &HelloError) -> String {
+    match error {
+        HelloError::RefusedByPeer(text) => format!("{name} ({address}) refused: {text}"),
+        other => format!("{name} ({address}): {other}"),
+    }
+}

@@ -1,0 +1,314 @@
+//! The owner of the list of resources: up, down, adjust, and what happens when a loop ends. A resource
+//! that fails does not touch the others.
+
+use super::running::{Running, lock};
+use super::state::StateDir;
+use super::{DaemonError, DaemonOptions, convert, exports, peers};
+use crate::api::{ErrorBody, EventLine, ResourceStatus};
+use crate::config::{self, Config};
+use crate::driver;
+use crate::driver::mailbox::FromLoop;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc};
+use twinblk_engine::command::Command;
+use twinblk_engine::ids::{NodeId, VolumeId};
+
+/// Lines an event listener may lag behind before it is dropped.
+const EVENT_BACKLOG: usize = 4096;
+/// How long a stop waits for a resource.
+const STOP_TIME: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    options: DaemonOptions,
+    config: Mutex<Config>,
+    state: StateDir,
+    running: Mutex<BTreeMap<String, Arc<Running>>>,
+    /// Why a resource that should be up is not.
+    failed: Mutex<BTreeMap<String, String>>,
+    pub(crate) events: broadcast::Sender<EventLine>,
+    listening: Mutex<BTreeSet<String>>,
+    /// One `up`, `down` or `adjust` at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+pub(crate) fn error(kind: &str, exit_code: u8, reason: String, way_out: &str) -> ErrorBody {
+    ErrorBody { kind: kind.to_string(), reason, way_out: way_out.to_string(), exit_code }
+}
+
+impl Supervisor {
+    pub(crate) fn new(options: DaemonOptions, config: Config, state: StateDir) -> Self {
+        Self {
+            options,
+            config: Mutex::new(config),
+            state,
+            running: Mutex::new(BTreeMap::new()),
+            failed: Mutex::new(BTreeMap::new()),
+            events: broadcast::Sender::new(EVENT_BACKLOG),
+            listening: Mutex::new(BTreeSet::new()),
+            changing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn node_name(&self) -> String {
+        lock(&self.config).node_name.clone()
+    }
+
+    /// Listens on every address peers reach this node at.
+    pub(crate) async fn listen_for_peers(self: &Arc<Self>) -> Result<(), DaemonError> {
+        let wanted: BTreeSet<String> =
+            lock(&self.config).resources.iter().map(|r| r.me.address.to_string()).collect();
+        for address in wanted {
+            if !lock(&self.listening).contains(&address) {
+                peers::listen(Arc::clone(self), &address).await?;
+                lock(&self.listening).insert(address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings up what was up when the daemon last ran.
+    pub(crate) async fn bring_back(self: &Arc<Self>) {
+        for name in self.state.were_up() {
+            if let Err(e) = self.up(&name).await {
+                tracing::error!(resource = %name, "cannot be brought up: {} {}", e.reason, e.way_out);
+                lock(&self.failed).insert(name, e.reason);
+            }
+        }
+    }
+
+    /// Names of all resources.
+    pub(crate) fn names(&self) -> Vec<String> {
+        lock(&self.config).resources.iter().map(|r| r.name.clone()).collect()
+    }
+
+    /// A configured resource.
+    pub(crate) fn configured(&self, name: &str) -> Result<config::Resource, ErrorBody> {
+        if let Some(resource) = lock(&self.config).resource(name) {
+            return Ok(resource.clone());
+        }
+        let known = self.names().join(", ");
+        let reason = format!("no resource is called {name}; known are: {known}");
+        let way_out = format!("check the files in {}", self.options.config_dir.display());
+        Err(error("unknown", 10, reason, &way_out))
+    }
+
+    /// A resource that is up.
+    pub(crate) fn running(&self, name: &str) -> Option<Arc<Running>> {
+        lock(&self.running).get(name).cloned()
+    }
+
+    /// A resource that must be up for an order.
+    pub(crate) fn must_run(&self, name: &str) -> Result<Arc<Running>, ErrorBody> {
+        self.configured(name)?;
+        self.running(name).ok_or_else(|| {
+            let mut reason = format!("{name} is not up");
+            if let Some(why) = lock(&self.failed).get(name) {
+                reason.push_str(&format!(": {why}"));
+            }
+            error("not-up", 10, reason, &format!("run `twinblk up {name}`"))
+        })
+    }
+
+    /// Status of a resource, up or not.
+    pub(crate) async fn status(&self, name: &str) -> Result<ResourceStatus, ErrorBody> {
+        let config = self.configured(name)?;
+        Ok(match self.running(name) {
+            Some(running) => convert::status(&running).await,
+            None => {
+                let mut status = convert::down(&config);
+                status.suspended = lock(&self.failed).get(name).cloned();
+                status
+            }
+        })
+    }
+
+    /// `up`.
+    pub(crate) async fn up(self: &Arc<Self>, name: &str) -> Result<String, ErrorBody> {
+        let _one = self.changing.lock().await;
+        self.reload()?;
+        let config = self.configured(name)?;
+        if self.running(name).is_some() {
+            return Ok(format!("{name} is already up"));
+        }
+        if let Err(e) = self.listen_for_peers().await {
+            return Err(error("config", 10, e.to_string(), ""));
+        }
+        let volumes = open_volumes(&config).await?;
+        let exports = exports::bind(&config).await?;
+        let (to_daemon, from_loop) = mpsc::unbounded_channel();
+        let start = driver::StartConfig {
+            engine: config.to_engine(random() | 1, random()),
+            volumes,
+            options: driver::DriverOptions {
+                buffer_bytes: config.buffer_bytes(),
+                poll_us: u64::try_from(config.poll().as_micros()).unwrap_or(0),
+            },
+            to_daemon,
+        };
+        let (handle, _thread) =
+            driver::start(start).map_err(|e| error("other", 10, e.to_string(), ""))?;
+        let running = Arc::new(Running::new(config.clone(), handle));
+        lock(&self.running).insert(name.to_string(), Arc::clone(&running));
+        lock(&self.failed).remove(name);
+        tokio::spawn(hear(Arc::clone(self), name.to_string(), Arc::clone(&running), from_loop));
+        let mut tasks = peers::dial(&running);
+        tasks.extend(exports::serve(&running, exports));
+        lock(&running.tasks).append(&mut tasks);
+        self.remember();
+        Ok(format!("{name} is up"))
+    }
+
+    /// `down`.
+    pub(crate) async fn down(&self, name: &str, force: bool) -> Result<String, ErrorBody> {
+        let _one = self.changing.lock().await;
+        self.configured(name)?;
+        let Some(running) = self.running(name) else {
+            return Ok(format!("{name} is not up"));
+        };
+        self.stop(&running, force).await?;
+        lock(&self.running).remove(name);
+        self.remember();
+        Ok(format!("{name} is down"))
+    }
+
+    async fn stop(&self, running: &Running, force: bool) -> Result<(), ErrorBody> {
+        let mut ended = running.ended.subscribe();
+        let config = lock(&running.config).clone();
+        if let Err(refusal) = running.order(Command::Stop { force }, STOP_TIME).await {
+            return Err(convert::error(&config, &refusal));
+        }
+        let waited = tokio::time::timeout(STOP_TIME, ended.wait_for(Option::is_some)).await;
+        if waited.is_err() {
+            let reason = format!("{} does not end", config.name);
+            return Err(error("timeout", 5, reason, "look at the daemon's log"));
+        }
+        Ok(())
+    }
+
+    /// The end of the daemon: everything goes down, the list of what was up stays.
+    pub(crate) async fn stop_all(&self) {
+        let all: Vec<_> = lock(&self.running).clone().into_iter().collect();
+        let stops = all.iter().map(|(name, running)| async move {
+            if let Err(e) = self.stop(running, true).await {
+                tracing::error!(resource = %name, "{}", e.reason);
+            }
+        });
+        for stop in stops {
+            stop.await;
+        }
+    }
+
+    fn remember(&self) {
+        self.state.remember(&lock(&self.running).keys().cloned().collect());
+    }
+
+    /// Reads the configuration again. Resources that run keep theirs until `adjust`.
+    pub(crate) fn reload(&self) -> Result<(), ErrorBody> {
+        let node = self.node_name();
+        match config::load(&self.options.config_dir, Some(&node)) {
+            Ok(config) => {
+                *lock(&self.config) = config;
+                Ok(())
+            }
+            Err(e) => Err(error("config", 21, e.to_string(), "correct the file and try again")),
+        }
+    }
+
+    /// `adjust`: carries out what can be changed in a running resource, and tells all.
+    pub(crate) async fn adjust(&self, name: &str, dry_run: bool) -> Result<String, ErrorBody> {
+        let _one = self.changing.lock().await;
+        self.reload()?;
+        let new = self.configured(name)?;
+        let running = self.must_run(name)?;
+        let old = lock(&running.config).clone();
+        let changes = config::diff::diff(&old, &new);
+        if changes.is_empty() {
+            return Ok("nothing to change".to_string());
+        }
+        let text = changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        if changes.iter().any(|c| c.how == config::diff::How::NeedsDownUp) {
+            let reason = format!("not possible while {name} is up:\n{text}");
+            let way_out = format!("run `twinblk down {name}` and `twinblk up {name}`");
+            return Err(error("state", 11, reason, &way_out));
+        }
+        if dry_run {
+            return Ok(format!("would change:\n{text}"));
+        }
+        let limit = Duration::from_secs(30);
+        let told = |r| convert::error(&new, &r);
+        let options = Box::new(new.engine_options());
+        running.order(Command::SetOptions(options), limit).await.map_err(told)?;
+        *lock(&running.config) = new.clone();
+        if changes.iter().any(|c| c.how == config::diff::How::NeedsReconnect) {
+            let leave = Command::Disconnect { peer: None };
+            running.order(leave, limit).await.map_err(told)?;
+            let join = Command::Connect { peer: None, discard_my_data: false, dry_run: false };
+            running.order(join, limit).await.map_err(told)?;
+        }
+        Ok(format!("changed:\n{text}"))
+    }
+}
+
+/// Listens to a loop until its last word.
+async fn hear(
+    supervisor: Arc<Supervisor>,
+    name: String,
+    running: Arc<Running>,
+    mut from_loop: mpsc::UnboundedReceiver<FromLoop>,
+) {
+    while let Some(message) = from_loop.recv().await {
+        if !running.hear(message, &supervisor.events) {
+            break;
+        }
+    }
+    if let Some(Err(reason)) = running.ended.borrow().clone() {
+        tracing::error!(resource = %name, "stopped: {reason}");
+        lock(&supervisor.failed).insert(name.clone(), reason);
+        lock(&supervisor.running).remove(&name);
+    }
+}
+
+async fn open_volumes(
+    config: &config::Resource,
+) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {
+    let mut opened = Vec::new();
+    for volume in &config.me.volumes {
+        let spec = driver::VolumeSpec {
+            volume: VolumeId(volume.number),
+            disk: volume.disk.clone(),
+            meta: match &volume.meta {
+                config::MetaDisk::Internal => driver::MetaDisk::Internal,
+                config::MetaDisk::External(path) => driver::MetaDisk::External(path.clone()),
+            },
+            resource: config.name.clone(),
+            node: NodeId(config.me.id),
+            block_size: config.block_size(),
+        };
+        let result = tokio::task::spawn_blocking(move || driver::open_volume(spec)).await;
+        match result {
+            Ok(Ok(volume)) => opened.push(volume),
+            Ok(Err(e)) => {
+                use driver::OpenVolumeError as E;
+                let (kind, code) = match e {
+                    E::InUse { .. } => ("in-use", 12),
+                    E::Metadata { .. } => ("metadata", 22),
+                    _ => ("no-disk", 16),
+                };
+                return Err(error(kind, code, e.to_string(), ""));
+            }
+            Err(e) => return Err(error("other", 10, format!("opening the disk failed: {e}"), "")),
+        }
+    }
+    Ok(opened)
+}
+
+/// A random number.
+pub(crate) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the system has random numbers");
+    u64::from_ne_bytes(bytes)
+}

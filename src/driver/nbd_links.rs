@@ -1,0 +1,159 @@
+//! All NBD connections of a resource and the requests the engine has of them.
+
+use super::disk::Core;
+use super::nbd_link::{NbdLink, Pending};
+use super::nbd_reply::{Dialect, StatusAsk};
+use super::peers::prepare_socket;
+use super::ring::{Completion, Kind};
+use super::slab::{Key, Slab};
+use std::os::fd::OwnedFd;
+use twinblk_engine::ids::{ClientId, ReqTag, VolumeId};
+use twinblk_engine::output::ReplyError;
+use userspace_nbd::block_status::Extents;
+use userspace_nbd::negotiation::Session;
+
+/// All connections.
+#[derive(Debug, Default)]
+pub(crate) struct NbdLinks {
+    links: Slab<NbdLink>,
+    requests: Slab<Pending>,
+    status: Vec<(Key, StatusAsk)>,
+    /// Whose turn it is to begin.
+    turn: usize,
+    /// Clients that closed the export.
+    pub(crate) closed: Vec<ClientId>,
+    /// Requests answered.
+    pub(crate) answered: u64,
+}
+
+impl NbdLinks {
+    /// Takes over a negotiated connection.
+    pub(crate) fn add(
+        &mut self,
+        client: ClientId,
+        volume: VolumeId,
+        socket: OwnedFd,
+        session: Session,
+        fast_zero: bool,
+    ) {
+        prepare_socket(&socket);
+        let (dialect, initial) = Dialect::new(session);
+        self.links.insert(NbdLink::new(
+            client, volume, socket, dialect, &initial, fast_zero,
+        ));
+    }
+
+    /// A completion for one of the connections.
+    pub(crate) fn completed(&mut self, core: &mut Core, completion: Completion) {
+        let Completion { token, result } = completion;
+        let Some(link) = self.links.get_mut(token.key) else {
+            return;
+        };
+        if token.kind == Kind::NbdRecv {
+            link.received(core, token.key, result);
+        } else {
+            link.sent(core, token.key, result);
+        }
+    }
+
+    /// Lets every connection take requests in, another one first each time.
+    pub(crate) fn pump(&mut self, core: &mut Core) {
+        let slots = self.links.slots();
+        self.turn = self.turn.wrapping_add(1);
+        for i in 0..slots {
+            let Some(key) = self.links.key_at((self.turn + i) % slots) else {
+                continue;
+            };
+            if let Some(link) = self.links.get_mut(key) {
+                link.pump(core, key, &mut self.requests, &mut self.status);
+            }
+        }
+    }
+
+    /// The engine answered a request.
+    pub(crate) fn reply(&mut self, core: &mut Core, tag: ReqTag, result: Result<(), ReplyError>) {
+        let Some(pending) = self.requests.remove(Key::from_raw(tag.0)) else {
+            return;
+        };
+        self.answered += 1;
+        match self.links.get_mut(pending.link) {
+            Some(link) => link.answer(core, pending, result),
+            None => {
+                if let Some(buf) = pending.read {
+                    core.pool.release(buf);
+                }
+            }
+        }
+    }
+
+    /// The next block status request to answer, with the volume it is for.
+    pub(crate) fn take_status(&mut self) -> Option<(Key, VolumeId, StatusAsk, Dialect)> {
+        while let Some((key, ask)) = self.status.pop() {
+            if let Some(link) = self.links.get_mut(key) {
+                return Some((key, link.volume, ask, link.dialect()));
+            }
+        }
+        None
+    }
+
+    /// The answer to a block status request.
+    pub(crate) fn answer_status(&mut self, key: Key, ask: &StatusAsk, answer: Vec<(u32, Extents)>) {
+        self.answered += 1;
+        if let Some(link) = self.links.get_mut(key) {
+            link.answer_status(|dialect, queue| dialect.status(queue, ask, answer));
+        }
+    }
+
+    /// The end of a turn: sends what is queued, forgets who is gone.
+    pub(crate) fn flush(&mut self, core: &mut Core) {
+        for slot in 0..self.links.slots() {
+            let Some(key) = self.links.key_at(slot) else {
+                continue;
+            };
+            if self
+                .links
+                .get_mut(key)
+                .is_some_and(|link| link.flush(core, key))
+                && let Some(link) = self.links.remove(key)
+            {
+                self.closed.push(link.client);
+                link.dispose(core, key);
+            }
+        }
+    }
+
+    /// Ends all connections; no request will be answered any more.
+    pub(crate) fn abort_all(&mut self, core: &mut Core) {
+        for slot in 0..self.requests.slots() {
+            let Some(key) = self.requests.key_at(slot) else {
+                continue;
+            };
+            if let Some(Pending {
+                read: Some(buf), ..
+            }) = self.requests.remove(key)
+            {
+                core.pool.release(buf);
+            }
+        }
+        self.status.clear();
+        for slot in 0..self.links.slots() {
+            let Some(key) = self.links.key_at(slot) else {
+                continue;
+            };
+            if let Some(link) = self.links.get_mut(key) {
+                link.forget_requests();
+                link.kill(core, key);
+            }
+        }
+    }
+
+    /// Connections there are.
+    pub(crate) fn connections(&self) -> u64 {
+        self.links.len() as u64
+    }
+
+    /// No connection is left, not even a dying one.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+}

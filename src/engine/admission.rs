@@ -1,0 +1,84 @@
+//! The gate: may a write that holds its range start now? It keeps its range while it waits, so the
+//! order among overlapping writes stays the order of arrival.
+
+use crate::ids::NodeId;
+use crate::resource::Resource;
+use crate::volume::Waiter;
+use alloc::vec::Vec;
+
+/// Entries in a transfer log at which clients wait for the peer's barrier acks.
+const LOG_LIMIT: usize = 16 * 1024;
+
+impl Resource {
+    /// Why writes wait, or `None` when they may start.
+    pub(crate) fn gate_closed(&self) -> Option<&'static str> {
+        if self.peers.iter().any(|p| p.freezes()) {
+            return Some("a peer is connecting: the generations are being compared");
+        }
+        if self.role_change.is_some() {
+            return Some("the role is changing");
+        }
+        if self.volumes.iter().any(|v| v.bump_running) {
+            return Some("a new generation is being written");
+        }
+        for peer in &self.peers {
+            if peer.unsent() > self.cfg.options.send_queue {
+                return Some("the send queue to the peer is full");
+            }
+            if peer.log.len() >= LOG_LIMIT {
+                return Some("the peer has not yet confirmed earlier writes as stable");
+            }
+        }
+        None
+    }
+
+    /// Starts what may start.
+    pub(crate) fn run_gate(&mut self) {
+        while let Some(&key) = self.gated.front() {
+            let Some(request) = self.requests.get(key) else {
+                self.gated.pop_front();
+                continue;
+            };
+            let volume = request.volume;
+            if !self.volumes[volume].is_up_to_date() {
+                // The disk went out of use while the write waited.
+                self.gated.pop_front();
+                self.started += 1;
+                self.local_part_done(key, Err(crate::request::errno::EIO));
+                continue;
+            }
+            if self.gate_closed().is_some() {
+                return;
+            }
+            if self.needs_new_generation(volume) {
+                self.start_new_generation(volume);
+                if self.volumes[volume].bump_running {
+                    return;
+                }
+            }
+            self.gated.pop_front();
+            self.start_write(key);
+        }
+    }
+
+    /// A write now would make a peer fall behind that the generations do not show as behind yet:
+    /// its bitmap UUID is zero ("in sync with us") although it does not get the write.
+    pub(crate) fn needs_new_generation(&self, volume: usize) -> bool {
+        self.peers.iter().any(|p| {
+            !p.receives(volume) && self.volumes[volume].generations.bitmap[p.node.slot()] == 0
+        })
+    }
+
+    /// Mints a new generation and writes it to the disk; until it is there writes and the answers
+    /// to writes wait (the safety rule of the metadata).
+    pub(crate) fn start_new_generation(&mut self, volume: usize) {
+        let fresh = self.rng.uuid();
+        let behind: Vec<NodeId> =
+            self.peers.iter().filter(|p| !p.receives(volume)).map(|p| p.node).collect();
+        let v = &mut self.volumes[volume];
+        if v.generations.new_current(fresh, true, behind.into_iter()) {
+            v.bump_running = true;
+            v.meta.request(false, Some(Waiter::NewGeneration));
+        }
+    }
+}

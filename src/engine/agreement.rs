@@ -1,0 +1,477 @@
+//! The handshake of two engines on a fresh link: settings, then facts with application writes frozen
+//! and drained, then the decision, which both compute and compare.
+//!
+//! Invariant: between sending its facts and agreeing (or parting) a node changes nothing the facts
+//! say: no write is in flight, no metadata commit runs, no role changes, commands wait.
+
+use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
+use crate::handshake::{Amount, Context, Decision, Direction, Side, decide};
+use crate::metadata::superblock::MdFlags;
+use crate::output::{Channel, Output};
+use crate::peer::{Phase, SyncStart};
+use crate::resource::Resource;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use twinblk_protocol::control::{Facts, Message, Params, Verdict, VolumeFacts, VolumeParams};
+
+impl Resource {
+    /// Own settings towards a peer.
+    pub(crate) fn my_params(&self, p: usize) -> Params {
+        let options = &self.cfg.options;
+        Params {
+            protocol: options.protocol,
+            incarnation: self.cfg.incarnation,
+            last_seen_incarnation: self.peers[p].seen_incarnation,
+            allow_two_primaries: options.allow_two_primaries,
+            after_sb: [
+                options.after_sb_0pri.name().to_string(),
+                options.after_sb_1pri.name().to_string(),
+                options.after_sb_2pri.name().to_string(),
+            ],
+            volumes: self
+                .volumes
+                .iter()
+                .map(|v| VolumeParams {
+                    volume: v.id.0,
+                    disk_size: v.data_size(),
+                    agreed_size: v.local.as_ref().map_or(0, |l| l.superblock.agreed_size),
+                    block_size: v.block_size,
+                    bitmap_block: v.local.as_ref().map_or(0, |l| l.layout.bitmap_block),
+                })
+                .collect(),
+        }
+    }
+
+    /// The peer's settings: compare, then freeze.
+    pub(crate) fn params_received(&mut self, p: usize, params: Params) {
+        if let Err(text) = self.check_params(p, &params) {
+            let name = self.peers[p].name.clone();
+            let text = format!("cannot connect to {name}: {text}");
+            self.incident(Severity::Error, text.clone());
+            return self.close_link(p, ConnState::ProtocolError, text);
+        }
+        let now = self.now;
+        if let Some(link) = &mut self.peers[p].link {
+            link.params = Some(params);
+            link.phase = Phase::Drain;
+            link.frozen_at = Some(now);
+        }
+    }
+
+    fn check_params(&self, p: usize, theirs: &Params) -> Result<(), String> {
+        let ours = self.my_params(p);
+        if theirs.incarnation == ours.incarnation {
+            return Err("the address leads back to this very node".to_string());
+        }
+        if theirs.protocol != ours.protocol {
+            return Err(format!(
+                "protocol is {:?} here and {:?} there; make the configuration files equal and run \
+                 `twinblk adjust` on both nodes",
+                ours.protocol, theirs.protocol
+            ));
+        }
+        if theirs.after_sb != ours.after_sb
+            || theirs.allow_two_primaries != ours.allow_two_primaries
+        {
+            return Err("the split-brain policies differ between the nodes; make the \
+                        configuration files equal and run `twinblk adjust` on both"
+                .to_string());
+        }
+        let numbers = |v: &[VolumeParams]| v.iter().map(|v| v.volume).collect::<Vec<_>>();
+        if numbers(&theirs.volumes) != numbers(&ours.volumes) {
+            return Err("the nodes disagree on which volumes the resource has".to_string());
+        }
+        for (ours, theirs) in ours.volumes.iter().zip(&theirs.volumes) {
+            if ours.disk_size == 0 || theirs.disk_size == 0 {
+                continue;
+            }
+            if ours.block_size != theirs.block_size || ours.bitmap_block != theirs.bitmap_block {
+                return Err(format!(
+                    "volume {}: block-size is {} here and {} there, bitmap granularity {} and {}; \
+                     they must be equal",
+                    ours.volume,
+                    ours.block_size,
+                    theirs.block_size,
+                    ours.bitmap_block,
+                    theirs.bitmap_block
+                ));
+            }
+            self.check_sizes(ours, theirs)?;
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self, ours: &VolumeParams, theirs: &VolumeParams) -> Result<(), String> {
+        let n = ours.volume;
+        let agreed = agreed_size(ours, theirs);
+        if ours.agreed_size != 0
+            && theirs.agreed_size != 0
+            && ours.agreed_size != theirs.agreed_size
+            && !(ours.agreed_size.min(theirs.agreed_size) == agreed && self.role != Role::Primary)
+        {
+            return Err(format!(
+                "volume {n}: the device has {} bytes here and {} bytes there",
+                ours.agreed_size, theirs.agreed_size
+            ));
+        }
+        if theirs.disk_size < agreed {
+            return Err(format!(
+                "volume {n}: the peer's disk offers {} bytes, the device in use has {agreed}; \
+                 give the peer a disk at least as large",
+                theirs.disk_size
+            ));
+        }
+        if ours.disk_size < agreed {
+            return Err(format!(
+                "volume {n}: this node's disk offers {} bytes, the device in use has {agreed}; \
+                 give this node a disk at least as large",
+                ours.disk_size
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sends the facts once nothing is in flight any more.
+    pub(crate) fn try_send_facts(&mut self) {
+        for p in 0..self.peers.len() {
+            if self.peers[p].link.as_ref().is_some_and(|l| l.phase == Phase::Drain)
+                && self.is_drained()
+            {
+                self.peers[p].receiver.reset();
+                let facts = self.my_facts(p);
+                let message = Message::Facts(facts.clone());
+                self.send_message(p, Channel::Data, &message);
+                if let Some(link) = &mut self.peers[p].link {
+                    link.my_facts = Some(facts);
+                    link.phase = Phase::Facts;
+                }
+                self.try_decide(p);
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.started == 0
+            && self.receivers_idle()
+            && self.role_change.is_none()
+            && self.volumes.iter().all(|v| !v.bump_running && v.meta.is_idle())
+    }
+
+    fn my_facts(&self, p: usize) -> Facts {
+        let peer = &self.peers[p];
+        Facts {
+            role: self.role,
+            discard_my_data: peer.discard_my_data,
+            dry_run: peer.dry_run.is_some(),
+            volumes: self
+                .volumes
+                .iter()
+                .map(|v| VolumeFacts {
+                    volume: v.id.0,
+                    current: v.generations.current,
+                    bitmap: v.generations.bitmap[peer.node.slot()],
+                    history: v.generations.history().collect(),
+                    disk: v.disk,
+                    dirty_bits: v.bitmap(peer.node).map_or(0, |b| b.count_set()),
+                    crashed_primary: v
+                        .local
+                        .as_ref()
+                        .is_some_and(|l| l.superblock.flags.contains(MdFlags::CRASHED_PRIMARY)),
+                    full_bitmap: v
+                        .bitmap(peer.node)
+                        .is_some_and(|b| b.bits() > 0 && b.count_set() == b.bits()),
+                })
+                .collect(),
+        }
+    }
+
+    /// The peer's facts.
+    pub(crate) fn facts_received(&mut self, p: usize, facts: Facts) {
+        let known: Vec<u16> = self.volumes.iter().map(|v| v.id.0).collect();
+        if facts.volumes.iter().map(|v| v.volume).ne(known) {
+            return self.protocol_error(p, "facts about other volumes".to_string());
+        }
+        if let Some(link) = &mut self.peers[p].link {
+            link.facts = Some(facts);
+        }
+        self.try_decide(p);
+    }
+
+    /// Both sides' facts are known: decide.
+    fn try_decide(&mut self, p: usize) {
+        let Some(link) = &self.peers[p].link else { return };
+        let (Phase::Facts, Some(mine), Some(theirs), Some(params)) =
+            (link.phase, &link.my_facts, &link.facts, &link.params)
+        else {
+            return;
+        };
+        let context = Context {
+            protocol: self.cfg.options.protocol,
+            allow_two_primaries: self.cfg.options.allow_two_primaries,
+        };
+        let i_know_it = self.peers[p].seen_incarnation == params.incarnation;
+        let it_knows_me = params.last_seen_incarnation == self.cfg.incarnation;
+        let decisions: Vec<Decision> = mine
+            .volumes
+            .iter()
+            .zip(&theirs.volumes)
+            .map(|(m, t)| {
+                let me = side(self.cfg.me.id, mine, m, i_know_it);
+                let peer = side(self.peers[p].node, theirs, t, it_knows_me);
+                decide(&me, &peer, &context)
+            })
+            .collect();
+        if mine.dry_run || theirs.dry_run {
+            return self.end_dry_run(p, &decisions);
+        }
+        let verdicts = self
+            .volumes
+            .iter()
+            .zip(&decisions)
+            .map(|(v, d)| Verdict {
+                volume: v.id.0,
+                rule: d.rule.name().to_string(),
+                direction: direction_number(d.direction),
+                full: d.amount == Amount::Full,
+            })
+            .collect();
+        if let Some(link) = &mut self.peers[p].link {
+            link.decisions = decisions;
+            link.phase = Phase::Verdicts;
+        }
+        self.send_message(p, Channel::Data, &Message::Verdicts(verdicts));
+        self.try_agree(p);
+    }
+
+    fn end_dry_run(&mut self, p: usize, decisions: &[Decision]) {
+        let text = self.describe_decisions(p, decisions);
+        let peer = &mut self.peers[p];
+        let reason = if let Some((id, _)) = peer.dry_run.take() {
+            // Whether a link was wanted before the dry run is what `want_after_dry_run` kept.
+            peer.want = core::mem::take(&mut peer.want_after_dry_run);
+            self.out.push(Output::CommandDone { id, result: Ok(text) });
+            "this was a dry run"
+        } else {
+            "the peer only asked what connecting would do (dry run)"
+        };
+        self.close_link(p, ConnState::TearDown, reason.to_string());
+    }
+
+    fn describe_decisions(&self, p: usize, decisions: &[Decision]) -> String {
+        let peer = &self.peers[p];
+        let mut text = String::new();
+        for (v, d) in self.volumes.iter().zip(decisions) {
+            let mine = v.out_of_sync(peer.node);
+            let block = v.bitmap(peer.node).map_or(4096, |b| u64::from(b.block_size()));
+            let theirs = peer
+                .link
+                .as_ref()
+                .and_then(|l| l.facts.as_ref())
+                .and_then(|f| f.volumes.iter().find(|f| f.volume == v.id.0))
+                .map_or(0, |f| f.dirty_bits * block)
+                .min(v.size());
+            let what = match (d.direction, d.amount) {
+                (Direction::None, _) => "no resync".to_string(),
+                (Direction::Refuse, _) => "the connection would be refused".to_string(),
+                (side, amount) => {
+                    let (from, to) = match side {
+                        Direction::Source => (&self.cfg.me.name, &peer.name),
+                        _ => (&peer.name, &self.cfg.me.name),
+                    };
+                    let bytes = match amount {
+                        Amount::Full => format!("the whole device, {} bytes", v.size()),
+                        _ => format!(
+                            "between {} and {} bytes (marked here: {mine}, there: {theirs})",
+                            mine.max(theirs),
+                            (mine + theirs).min(v.size())
+                        ),
+                    };
+                    format!("{from} would overwrite {to}: {bytes}")
+                }
+            };
+            text.push_str(&format!(
+                "{}: {what}\n  rule: {}\n  reason: {}\n",
+                v.id,
+                d.rule.name(),
+                d.reason
+            ));
+            if let Some(way_out) = &d.way_out {
+                text.push_str(&format!("  way out: {way_out}\n"));
+            }
+        }
+        text
+    }
+
+    /// The generations do not allow a connection: nothing is overwritten, this side stands alone
+    /// until somebody decides. Answers the reason, or `None` when nothing was refused.
+    pub(crate) fn refusal(&mut self, p: usize, decisions: &[Decision]) -> Option<String> {
+        let decision = decisions.iter().find(|d| d.direction == Direction::Refuse)?;
+        let peer = &mut self.peers[p];
+        peer.want = false;
+        peer.discard_my_data = false;
+        let headline = if decision.split_brain { "split brain" } else { "connection refused" };
+        let mut text = format!("{headline} ({}): {}", decision.rule.name(), decision.reason);
+        if let Some(way_out) = &decision.way_out {
+            text.push_str("; ");
+            text.push_str(way_out);
+        }
+        self.incident(Severity::Error, text.clone());
+        Some(text)
+    }
+
+    /// The peer's decision.
+    pub(crate) fn verdicts_received(&mut self, p: usize, verdicts: Vec<Verdict>) {
+        if let Some(link) = &mut self.peers[p].link {
+            link.verdicts = Some(verdicts);
+        }
+        self.try_agree(p);
+    }
+
+    fn try_agree(&mut self, p: usize) {
+        let Some(link) = &mut self.peers[p].link else { return };
+        let (Phase::Verdicts, Some(verdicts)) = (link.phase, link.verdicts.take()) else { return };
+        let decisions = link.decisions.clone();
+        if decisions.iter().any(|d| d.direction == Direction::Refuse) {
+            // The peer has decided too, by itself and from the same facts: `link_lost` makes this
+            // side stand alone.
+            return self.close_link(p, ConnState::StandAlone, "the connection was refused".into());
+        }
+        let mirrored = verdicts.len() == decisions.len()
+            && verdicts.iter().zip(&decisions).all(|(theirs, ours)| {
+                theirs.direction == -direction_number(ours.direction)
+                    && theirs.rule == ours.rule.name()
+                    && theirs.full == (ours.amount == Amount::Full)
+            });
+        if !mirrored {
+            let text = format!(
+                "the nodes came to different decisions: here {:?}, there {verdicts:?}",
+                decisions.iter().map(|d| (d.rule.name(), d.direction)).collect::<Vec<_>>()
+            );
+            return self.protocol_error(p, text);
+        }
+        let facts = link.facts.take();
+        let params = link.params.clone();
+        link.phase = Phase::Agreed;
+        link.frozen_at = None;
+        if let (Some(facts), Some(params)) = (facts, params) {
+            self.agreed(p, &facts, &params, &decisions);
+        }
+    }
+
+    /// Both sides agree: take the consequences.
+    fn agreed(&mut self, p: usize, facts: &Facts, params: &Params, decisions: &[Decision]) {
+        let peer = &mut self.peers[p];
+        peer.seen_incarnation = params.incarnation;
+        peer.discard_my_data = false;
+        let name = peer.name.clone();
+        self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
+        self.set_peer_role(p, facts.role, "told by the peer");
+        for v in 0..self.volumes.len() {
+            let (fact, decision) = (&facts.volumes[v], &decisions[v]);
+            self.set_peer_disk(p, v, fact.disk, "told by the peer");
+            if self.volumes[v].local.is_none() {
+                continue;
+            }
+            self.adopt_size(v, &params.volumes[v]);
+            self.peers[p].volumes[v].start = SyncStart::default();
+            match decision.direction {
+                Direction::None => self.agreed_without_resync(p, v, fact.disk, decision),
+                Direction::Source => {
+                    self.set_replication(p, v, ReplState::WFBitMapS, &decision.reason);
+                    self.start_sync(p, v, decision);
+                }
+                Direction::Target => {
+                    self.set_replication(p, v, ReplState::WFBitMapT, &decision.reason);
+                    self.start_sync(p, v, decision);
+                }
+                Direction::Refuse => {}
+            }
+        }
+        self.tell_state();
+        self.sync_start_progress(p);
+    }
+
+    fn adopt_size(&mut self, v: usize, theirs: &VolumeParams) {
+        let ours = VolumeParams {
+            volume: theirs.volume,
+            disk_size: self.volumes[v].data_size(),
+            agreed_size: self.volumes[v].local.as_ref().map_or(0, |l| l.superblock.agreed_size),
+            block_size: 0,
+            bitmap_block: 0,
+        };
+        if theirs.disk_size == 0 {
+            return;
+        }
+        let agreed = agreed_size(&ours, theirs);
+        if agreed != ours.agreed_size {
+            self.set_agreed_size(v, agreed);
+            self.commit(v, false, None);
+        }
+    }
+
+    fn agreed_without_resync(
+        &mut self,
+        p: usize,
+        v: usize,
+        peer_disk: DiskState,
+        decision: &Decision,
+    ) {
+        let node = self.peers[p].node;
+        self.set_replication(p, v, ReplState::Established, &decision.reason);
+        if decision.finish_leftover {
+            self.volumes[v].generations.resync_finished_with(node);
+        }
+        let disk = self.volumes[v].disk;
+        if peer_disk == DiskState::UpToDate
+            && matches!(disk, DiskState::Outdated | DiskState::Consistent)
+        {
+            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
+            let reason = "the peer is UpToDate and of the same generation".to_string();
+            self.set_disk(v, DiskState::UpToDate, reason);
+        }
+        if disk > DiskState::Inconsistent {
+            self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+        }
+        self.commit(v, true, None);
+    }
+}
+
+fn side(
+    node: crate::ids::NodeId,
+    facts: &Facts,
+    v: &VolumeFacts,
+    knows: bool,
+) -> Side {
+    Side {
+        node,
+        current: v.current,
+        bitmap: v.bitmap,
+        history: v.history.clone(),
+        disk: v.disk,
+        role: facts.role,
+        dirty_bits: v.dirty_bits,
+        crashed_primary: v.crashed_primary,
+        same_incarnation_seen: knows,
+        full_bitmap: v.full_bitmap,
+        discard_my_data: facts.discard_my_data,
+    }
+}
+
+fn direction_number(direction: Direction) -> i8 {
+    match direction {
+        Direction::Target => -1,
+        Direction::None => 0,
+        Direction::Source => 1,
+        Direction::Refuse => 2,
+    }
+}
+
+/// The device's size both sides can carry: what was agreed before, else the smaller disk.
+fn agreed_size(ours: &VolumeParams, theirs: &VolumeParams) -> u64 {
+    match (ours.agreed_size, theirs.agreed_size) {
+        (0, 0) => ours.disk_size.min(theirs.disk_size),
+        (0, agreed) | (agreed, 0) => agreed,
+        (a, b) => a.min(b),
+    }
+}

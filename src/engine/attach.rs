@@ -1,0 +1,319 @@
+//! A disk comes: what its metadata say it is worth, and what a crash made of it. And metadata
+//! commits, from the request to those who waited for it.
+
+use crate::event::{DiskState, Severity, What};
+use crate::ids::VolumeId;
+use crate::metadata::BLOCK;
+use crate::metadata::open::Recovered;
+use crate::metadata::superblock::MdFlags;
+use crate::output::Output;
+use crate::resource::{Op, Resource};
+use crate::volume::{Local, Waiter};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Contiguous bitmap pages are written together up to this many bytes.
+const PAGE_RUN: usize = 256 * 1024;
+
+impl Resource {
+    /// Metadata of a volume were read.
+    pub(crate) fn attached(
+        &mut self,
+        volume: VolumeId,
+        recovered: Recovered,
+        no_volatile_cache: bool,
+    ) {
+        let Some(v) = self.volume_index(volume) else { return };
+        let Recovered { superblock, layout, bitmaps, warnings } = recovered;
+        for warning in warnings {
+            self.incident(Severity::Warning, format!("{volume}: {warning}"));
+        }
+        let flags = superblock.flags;
+        let agreed = superblock.agreed_size;
+        self.volumes[v].no_volatile_cache = no_volatile_cache;
+        self.volumes[v].generations.load(&superblock);
+        self.volumes[v].local = Some(Local { superblock, layout, bitmaps });
+        if agreed != 0 {
+            self.set_agreed_size(v, agreed);
+        }
+        if flags.contains(MdFlags::PRIMARY_INDICATOR) {
+            // No activity log yet: after a crash as Primary any block may differ from the peers.
+            // The indicator leaves the disk only after the full bitmap is on it.
+            let text = format!(
+                "{volume}: this node was Primary when it went down; every block is taken as \
+                 possibly different from the peers"
+            );
+            self.incident(Severity::Warning, text);
+            if let Some(local) = &mut self.volumes[v].local {
+                for bitmap in &mut local.bitmaps {
+                    bitmap.set_all();
+                }
+            }
+            self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
+            self.set_flags(v, MdFlags::CRASHED_PRIMARY, true);
+        }
+        self.set_disk(v, DiskState::Attaching, "reading and writing metadata".to_string());
+        self.commit(v, true, Some(Waiter::Attached));
+    }
+
+    /// The metadata of a freshly attached volume are settled.
+    fn attach_done(&mut self, v: usize) {
+        let Some(local) = &self.volumes[v].local else { return };
+        let flags = local.superblock.flags;
+        let created = self.volumes[v].generations.is_just_created();
+        let (state, reason) = if !flags.contains(MdFlags::CONSISTENT) {
+            let text = if created {
+                "just created: never synchronised"
+            } else {
+                "a resync onto this disk was not finished, or its data were invalidated"
+            };
+            (DiskState::Inconsistent, text)
+        } else if !flags.contains(MdFlags::WAS_UP_TO_DATE) {
+            (DiskState::Outdated, "known to be older than another copy")
+        } else {
+            (DiskState::UpToDate, "was UpToDate when it was last in use")
+        };
+        self.set_disk(v, state, reason.to_string());
+        let ready = self.volumes.iter().all(|v| v.has_disk());
+        if ready {
+            for p in 0..self.peers.len() {
+                self.want_peer(p);
+            }
+        }
+    }
+
+    /// Starts wanting a connection.
+    pub(crate) fn want_peer(&mut self, p: usize) {
+        if self.peers[p].want && self.peers[p].link.is_some() {
+            return;
+        }
+        self.peers[p].want = true;
+        let peer = self.peers[p].node;
+        let reason = format!("trying to connect to {}", self.peers[p].name);
+        self.set_connection(p, crate::event::ConnState::Connecting, reason);
+        self.out.push(Output::WantLink { peer, want: true, now: true });
+    }
+
+    /// Asks for a metadata commit.
+    pub(crate) fn commit(&mut self, v: usize, pages: bool, waiter: Option<Waiter>) {
+        self.volumes[v].meta.request(pages, waiter);
+    }
+
+    /// Begins commits that are asked for and possible.
+    pub(crate) fn run_commits(&mut self) {
+        for v in 0..self.volumes.len() {
+            let Some(pages) = self.volumes[v].meta.wants_begin() else { continue };
+            let writes = if pages { self.collect_pages(v) } else { Vec::new() };
+            let volume = &mut self.volumes[v];
+            let Some(local) = &mut volume.local else {
+                let waiters = volume.meta.fail();
+                self.commit_failed(v, waiters, "no disk is attached");
+                continue;
+            };
+            volume.generations.store(&mut local.superblock);
+            local.superblock.sequence += 1;
+            let copy = local.superblock.next_slot();
+            let offset = local.layout.superblock_offsets[copy];
+            let block: Box<[u8; BLOCK]> = local.superblock.encode();
+            volume.meta.begin((offset, block), u32::try_from(writes.len()).unwrap_or(u32::MAX));
+            let id = volume.id;
+            if writes.is_empty() {
+                self.write_superblock(v);
+            }
+            for (offset, data) in writes {
+                let op = self.new_op(Op::MetaPage(v));
+                self.out.push(Output::MetaWrite { op, volume: id, offset, data, fua: false });
+            }
+        }
+    }
+
+    /// All dirty bitmap pages, neighbours together.
+    fn collect_pages(&mut self, v: usize) -> Vec<(u64, Box<[u8]>)> {
+        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+        let Some(local) = &mut self.volumes[v].local else { return Vec::new() };
+        for (slot, bitmap) in local.bitmaps.iter_mut().enumerate() {
+            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+            while let Some(page) = bitmap.take_dirty_page() {
+                let offset = local.layout.bitmap_page_offset(slot, page);
+                let block = bitmap.encode_page(slot, page);
+                match writes.last_mut() {
+                    Some((start, data))
+                        if *start + data.len() as u64 == offset && data.len() < PAGE_RUN =>
+                    {
+                        data.extend_from_slice(&block[..]);
+                    }
+                    _ => writes.push((offset, block.to_vec())),
+                }
+            }
+        }
+        writes.into_iter().map(|(o, d)| (o, d.into_boxed_slice())).collect()
+    }
+
+    fn write_superblock(&mut self, v: usize) {
+        let id = self.volumes[v].id;
+        if let Some((offset, block)) = self.volumes[v].meta.superblock_due() {
+            let op = self.new_op(Op::MetaSuperblock(v));
+            let data: Box<[u8]> = block;
+            self.out.push(Output::MetaWrite { op, volume: id, offset, data, fua: true });
+        }
+    }
+
+    /// A bitmap page write ended.
+    pub(crate) fn meta_page_done(&mut self, v: usize, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            return self.metadata_failed(v, errno);
+        }
+        if self.volumes[v].meta.page_done() {
+            let op = self.new_op(Op::MetaFlush(v));
+            self.out.push(Output::MetaFlush { op, volume: self.volumes[v].id });
+        }
+    }
+
+    /// The flush between pages and superblock ended.
+    pub(crate) fn meta_flush_done(&mut self, v: usize, result: Result<(), i32>) {
+        match result {
+            Ok(()) => self.write_superblock(v),
+            Err(errno) => self.metadata_failed(v, errno),
+        }
+    }
+
+    /// A superblock is stable.
+    pub(crate) fn superblock_done(&mut self, v: usize, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            return self.metadata_failed(v, errno);
+        }
+        for waiter in self.volumes[v].meta.committed() {
+            match waiter {
+                Waiter::Attached => self.attach_done(v),
+                Waiter::NewGeneration => {
+                    self.volumes[v].bump_running = false;
+                    self.release_held();
+                }
+                Waiter::Promoted => self.promoted(),
+                Waiter::Demoted => self.demoted(),
+                Waiter::Stopped => self.stop_written(),
+                Waiter::ResyncReady(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.resync_ready(p, v);
+                    }
+                }
+                Waiter::ResyncAdopted(node, link) => match self.live_peer(node, link) {
+                    Some(p) => self.resync_adopted(p, v),
+                    None => {
+                        let reason = "the resync finished as the link was lost".to_string();
+                        self.set_disk(v, DiskState::UpToDate, reason);
+                    }
+                },
+                Waiter::PeerChange(node, link, tid) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.peer_change_done(p, v, tid);
+                    }
+                }
+                Waiter::Renegotiate(id, text) => {
+                    let flags = self.volumes[v].local.as_ref().map(|l| l.superblock.flags);
+                    if flags.is_some_and(|f| f.contains(MdFlags::WAS_UP_TO_DATE)) {
+                        self.set_disk(v, DiskState::UpToDate, text.to_string());
+                    }
+                    if self.volumes.iter().all(|v| v.meta.is_idle()) {
+                        self.done(id, Ok(text.to_string()));
+                        self.renegotiate(text);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Metadata that cannot be written cannot keep any promise: the disk is out of use.
+    fn metadata_failed(&mut self, v: usize, errno: i32) {
+        let waiters = self.volumes[v].meta.fail();
+        self.disk_failed(v, errno, "writing metadata");
+        self.commit_failed(v, waiters, "the metadata cannot be written");
+    }
+
+    fn commit_failed(&mut self, v: usize, waiters: Vec<Waiter>, reason: &str) {
+        for waiter in waiters {
+            match waiter {
+                Waiter::NewGeneration => {
+                    // What waits is answered with an error, never with success.
+                    self.volumes[v].bump_running = false;
+                    for &key in &self.held {
+                        if let Some(r) = self.requests.get_mut(key)
+                            && r.volume == v
+                        {
+                            r.local = crate::request::LocalPart::Failed(5);
+                        }
+                    }
+                    self.release_held();
+                }
+                Waiter::Promoted | Waiter::Demoted => self.fail_role_change(reason),
+                Waiter::Stopped => self.stop_written(),
+                Waiter::Renegotiate(id, _) => {
+                    let refusal = crate::command::Refusal {
+                        kind: crate::command::RefusalKind::NoDisk,
+                        reason: reason.to_string(),
+                        way_out: String::new(),
+                    };
+                    self.done(id, Err(refusal));
+                }
+                Waiter::Attached
+                | Waiter::ResyncReady(..)
+                | Waiter::ResyncAdopted(..)
+                | Waiter::PeerChange(..) => {}
+            }
+        }
+        self.fail_gated(v);
+    }
+
+    /// Writes that hold their range but can never start get an error.
+    fn fail_gated(&mut self, v: usize) {
+        let keys: Vec<_> = self.gated.iter().copied().collect();
+        for key in keys {
+            if self.requests.get(key).is_some_and(|r| r.volume == v) {
+                self.gated.retain(|&k| k != key);
+                self.started += 1;
+                self.local_part_done(key, Err(5));
+            }
+        }
+    }
+
+    /// Sets or clears metadata flags in memory; a commit takes them to the disk.
+    pub(crate) fn set_flags(&mut self, v: usize, flags: MdFlags, on: bool) {
+        if let Some(local) = &mut self.volumes[v].local {
+            if on {
+                local.superblock.flags.insert(flags);
+            } else {
+                local.superblock.flags.remove(flags);
+            }
+        }
+    }
+
+    /// The device's size as all sides have agreed to it; bits beyond it mean nothing.
+    pub(crate) fn set_agreed_size(&mut self, v: usize, size: u64) {
+        if let Some(local) = &mut self.volumes[v].local {
+            local.superblock.agreed_size = size;
+            for bitmap in &mut local.bitmaps {
+                bitmap.resize(size);
+            }
+        }
+    }
+
+    /// Sets the state of the own disk and says why.
+    pub(crate) fn set_disk(&mut self, v: usize, state: DiskState, reason: String) {
+        let now = self.now;
+        let volume = &mut self.volumes[v];
+        let old = core::mem::replace(&mut volume.disk, state);
+        volume.disk_reason.clone_from(&reason);
+        if old != state {
+            volume.disk_since = now;
+            let id = volume.id;
+            let severity = match state {
+                DiskState::Failed => Severity::Error,
+                DiskState::Outdated | DiskState::Inconsistent => Severity::Warning,
+                _ => Severity::Info,
+            };
+            self.event(What::Disk(id, old, state), severity, reason);
+        }
+    }
+}

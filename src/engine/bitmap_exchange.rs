@@ -1,0 +1,185 @@
+//! From the decision to resync to its first block: both sides' bitmaps are exchanged and merged, the
+//! merged bitmap and the right generations are on both disks, then blocks may flow.
+//!
+//! Invariants:
+//! * the target's superblock says Inconsistent, and its current UUID is the generation its bitmap is
+//!   relative to, *before* the first write or resync block of the source reaches its disk;
+//! * from the decision on until the target is ready, writes on the source set bits and are not sent.
+
+use crate::event::{DiskState, ReplState};
+use crate::handshake::{Amount, Decision};
+use crate::metadata::superblock::MdFlags;
+use crate::output::{Channel, SendBody};
+use crate::resource::Resource;
+use crate::volume::Waiter;
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use twinblk_protocol::bitmap_rle;
+use twinblk_protocol::control::Message;
+use twinblk_protocol::frame::{Header, Kind, flags};
+
+/// Largest piece of a bitmap in a frame.
+const PIECE_BYTES: usize = 32 * 1024;
+/// Unsent bytes at which sending the bitmap pauses.
+const SEND_AHEAD: u64 = 1 << 20;
+
+impl Resource {
+    /// The decision says resync: prepare.
+    pub(crate) fn start_sync(&mut self, p: usize, v: usize, decision: &Decision) {
+        let node = self.peers[p].node;
+        if decision.amount == Amount::Full {
+            if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
+                bitmap.set_all();
+            }
+            let start = &mut self.peers[p].volumes[v].start;
+            start.bitmap_sent = true;
+            start.bitmap_merged = true;
+        } else if let Some(link) = &mut self.peers[p].link
+            && link.bitmap_cursor.is_none()
+        {
+            link.bitmap_cursor = Some((v, 0));
+        }
+    }
+
+    /// Sends more of the bitmap, as far as the send queue allows.
+    pub(crate) fn pump_bitmap(&mut self, p: usize) {
+        let node = self.peers[p].node;
+        while self.peers[p].unsent() < SEND_AHEAD {
+            let Some(link) = &self.peers[p].link else { return };
+            let Some((v, bit)) = link.bitmap_cursor else { return };
+            let volume = &self.volumes[v];
+            let Some(bitmap) = volume.bitmap(node) else { return };
+            let mut bytes = Vec::new();
+            let total = bitmap.bits();
+            let covered = bitmap_rle::encode(
+                bitmap.words(),
+                bit,
+                total - bit,
+                PIECE_BYTES,
+                &mut bytes,
+            );
+            let mut header = Header::new(Kind::Bitmap);
+            (header.volume, header.offset, header.size) = (volume.id.0, bit, covered);
+            let next = bit + covered;
+            if next >= total {
+                header.flags |= flags::LAST;
+            }
+            self.send(p, Channel::Data, header, SendBody::Bytes(bytes));
+            let cursor = if next < total {
+                Some((v, next))
+            } else {
+                self.peers[p].volumes[v].start.bitmap_sent = true;
+                let waits = |w: usize| {
+                    let pv = &self.peers[p].volumes[w];
+                    matches!(pv.replication, ReplState::WFBitMapS | ReplState::WFBitMapT)
+                        && !pv.start.bitmap_sent
+                };
+                (0..self.volumes.len()).find(|&w| waits(w)).map(|w| (w, 0))
+            };
+            if let Some(link) = &mut self.peers[p].link {
+                link.bitmap_cursor = cursor;
+            }
+        }
+    }
+
+    /// A piece of the peer's bitmap.
+    pub(crate) fn bitmap_received(&mut self, p: usize, header: &Header, bytes: &[u8]) {
+        let node = self.peers[p].node;
+        let Some(v) = self.volume_index(crate::ids::VolumeId(header.volume)) else {
+            return self.protocol_error(p, "a bitmap for an unknown volume".to_string());
+        };
+        let state = self.peers[p].volumes[v].replication;
+        if !matches!(state, ReplState::WFBitMapS | ReplState::WFBitMapT) {
+            return self.protocol_error(p, format!("a bitmap while the replication is {state:?}"));
+        }
+        let Some(bitmap) = self.volumes[v].bitmap_mut(node) else { return };
+        let first = header.offset;
+        if first.checked_add(header.size).is_none_or(|end| end > bitmap.bits()) {
+            return self.protocol_error(p, "a bitmap longer than the device".to_string());
+        }
+        let mut merge = |at: u64, len: u64| bitmap.merge_run(first + at, len);
+        if let Err(error) = bitmap_rle::decode(bytes, header.size, &mut merge) {
+            return self.protocol_error(p, format!("a broken bitmap: {error}"));
+        }
+        if header.flags & flags::LAST != 0 {
+            self.peers[p].volumes[v].start.bitmap_merged = true;
+        }
+        self.sync_start_progress(p);
+    }
+
+    /// Takes the next step of starting a resync, for every volume that is ready for it.
+    pub(crate) fn sync_start_progress(&mut self, p: usize) {
+        self.pump_bitmap(p);
+        let node = self.peers[p].node;
+        let Some(link) = self.peers[p].link_number() else { return };
+        for v in 0..self.volumes.len() {
+            let pv = &mut self.peers[p].volumes[v];
+            let exchanged = pv.start.bitmap_sent && pv.start.bitmap_merged;
+            if !exchanged || pv.start.committing {
+                continue;
+            }
+            match (pv.replication, pv.start.peer_base) {
+                (ReplState::WFBitMapS, _) => {
+                    pv.start.committing = true;
+                    let fresh = self.rng.uuid();
+                    self.volumes[v].generations.begin_source(node, fresh);
+                }
+                (ReplState::WFBitMapT, Some(base)) => {
+                    pv.start.committing = true;
+                    self.volumes[v].generations.begin_target(node, base);
+                    self.set_flags(v, MdFlags::CONSISTENT, false);
+                    self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
+                    let text = "resync target: not usable until the resync ends".to_string();
+                    self.set_disk(v, DiskState::Inconsistent, text);
+                }
+                _ => continue,
+            }
+            self.commit(v, true, Some(Waiter::ResyncReady(node, link)));
+        }
+    }
+
+    /// Own metadata for the resync are on the disk.
+    pub(crate) fn resync_ready(&mut self, p: usize, v: usize) {
+        let node = self.peers[p].node;
+        let volume = self.volumes[v].id.0;
+        match self.peers[p].volumes[v].replication {
+            ReplState::WFBitMapS => {
+                let base = self.volumes[v].generations.base_for(node);
+                let message = Message::BitmapReady { volume, base };
+                self.send_message(p, Channel::Data, &message);
+                self.peers[p].volumes[v].start.ready = true;
+            }
+            ReplState::WFBitMapT => {
+                let base = self.volumes[v].generations.current;
+                self.peers[p].volumes[v].start.ready = true;
+                let reason = "the source sends what is out of sync";
+                self.set_replication(p, v, ReplState::SyncTarget, reason);
+                self.begin_resync(p, v);
+                self.tell_state();
+                let message = Message::BitmapReady { volume, base };
+                self.send_message(p, Channel::Data, &message);
+            }
+            _ => {}
+        }
+    }
+
+    /// The peer is ready.
+    pub(crate) fn bitmap_ready_received(&mut self, p: usize, v: usize, base: u64) {
+        let state = self.peers[p].volumes[v].replication;
+        let ready = self.peers[p].volumes[v].start.ready;
+        match state {
+            ReplState::WFBitMapT => {
+                self.peers[p].volumes[v].start.peer_base = Some(base);
+                self.sync_start_progress(p);
+            }
+            ReplState::WFBitMapS if ready => {
+                self.set_peer_disk(p, v, DiskState::Inconsistent, "it is the resync target");
+                let reason = "sending what is out of sync";
+                self.set_replication(p, v, ReplState::SyncSource, reason);
+                self.begin_resync(p, v);
+            }
+            _ => self.protocol_error(p, format!("ready for a resync while {state:?}")),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! When may a client be answered, and what each acknowledgement changes.
+//!
+//! | protocol | a write waits, besides the local disk, for each receiving peer's |
+//! |---|---|
+//! | A | place in the send queue (that is: nothing more) |
+//! | B | RecvAck |
+//! | C | WriteAck |
+//!
+//! A flush waits for the local flush and, under C, for the ack of its barrier. While a new
+//! generation is on its way to the disk no write or flush of the volume is answered at all.
+
+use crate::input::RequestKind;
+use crate::output::{Output, ReplyError};
+use crate::request::{LocalPart, RequestKey, errno};
+use crate::resource::Resource;
+use twinblk_protocol::control::Protocol;
+use twinblk_protocol::frame::{Header, Kind, flags};
+
+impl Resource {
+    /// The local disk finished its part of a client's write or flush.
+    pub(crate) fn local_part_done(&mut self, key: RequestKey, result: Result<(), i32>) {
+        let Some(r) = self.requests.get_mut(key) else { return };
+        r.local = match result {
+            Ok(()) => LocalPart::Done,
+            Err(e) => LocalPart::Failed(e),
+        };
+        let (volume, lock, buf) = (r.volume, r.lock.take(), r.buf.take());
+        if let Some(buf) = buf {
+            self.out.push(Output::ReleaseBuf(buf));
+        }
+        // The range is free for the next write as soon as the local disk has this one: the peers
+        // keep the order of the stream.
+        if let Some(lock) = lock {
+            self.release_lock(volume, lock);
+        }
+        if let Err(e) = result {
+            self.disk_failed(volume, e, "a write");
+        }
+        self.try_complete(key);
+    }
+
+    /// A read ended.
+    pub(crate) fn read_done(&mut self, key: RequestKey, result: Result<(), i32>) {
+        let Some(r) = self.requests.remove(key) else { return };
+        let result = match result {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                self.disk_failed(r.volume, e, "a read");
+                Err(ReplyError { errno: errno::EIO, text: "the local disk failed to read" })
+            }
+        };
+        self.out.push(Output::Reply { tag: r.tag, result });
+    }
+
+    /// Answers the client if everything it waits for has come.
+    pub(crate) fn try_complete(&mut self, key: RequestKey) {
+        let Some(r) = self.requests.get(key) else { return };
+        let error = match r.local {
+            LocalPart::NotStarted | LocalPart::InFlight => return,
+            LocalPart::Done => None,
+            LocalPart::Failed(_) => Some(ReplyError {
+                errno: errno::EIO,
+                text: match r.kind {
+                    RequestKind::Flush => "the local disk failed to flush",
+                    _ => "the local disk failed to write",
+                },
+            }),
+        };
+        if r.awaiting != 0 {
+            return;
+        }
+        if self.volumes[r.volume].bump_running {
+            self.held.push(key);
+            return;
+        }
+        let tag = r.tag;
+        self.requests.remove(key);
+        self.started -= 1;
+        self.out.push(Output::Reply { tag, result: error.map_or(Ok(()), Err) });
+    }
+
+    /// The new generation is on the disk: what waited for it may be answered.
+    pub(crate) fn release_held(&mut self) {
+        for key in core::mem::take(&mut self.held) {
+            self.try_complete(key);
+        }
+    }
+
+    /// A peer no longer counts for this request (it acknowledged, or is gone).
+    pub(crate) fn peer_part_done(&mut self, key: RequestKey, peer: usize) {
+        let bit = 1u16 << self.peers[peer].node.0;
+        if let Some(r) = self.requests.get_mut(key) {
+            r.awaiting &= !bit;
+        }
+        self.try_complete(key);
+    }
+
+    /// An ack of a write or resync block.
+    pub(crate) fn ack_received(&mut self, peer: usize, header: &Header) {
+        let enough = match self.cfg.options.protocol {
+            Protocol::A => true,
+            Protocol::B => matches!(header.kind, Kind::RecvAck | Kind::WriteAck),
+            Protocol::C => header.kind == Kind::WriteAck,
+        };
+        let entry = match self.peers[peer].log.entry(header.seq) {
+            Ok(entry) => entry,
+            Err(error) => return self.protocol_error(peer, alloc::format!("{error:?}")),
+        };
+        if entry.resync != (header.kind == Kind::ResyncAck) {
+            return self.protocol_error(peer, alloc::format!("wrong kind of ack: {header:?}"));
+        }
+        entry.stable |= header.flags & flags::STABLE != 0;
+        if entry.resync {
+            if !core::mem::replace(&mut entry.acked, true) {
+                let (volume, len) = (entry.volume, entry.len);
+                self.resync_acked(peer, volume, len);
+            }
+        } else if enough && !core::mem::replace(&mut entry.acked, true) {
+            let request = entry.request;
+            if let Some(key) = request {
+                self.peer_part_done(key, peer);
+            }
+        }
+    }
+
+    /// The peer could not write a block: from now on it has no current copy.
+    pub(crate) fn nack_received(&mut self, peer: usize, header: &Header) {
+        let entry = match self.peers[peer].log.entry(header.seq) {
+            Ok(entry) => entry,
+            Err(error) => return self.protocol_error(peer, alloc::format!("{error:?}")),
+        };
+        let volume = entry.volume;
+        let text = alloc::format!(
+            "the peer's disk failed to write {volume} at byte {} (errno {})",
+            entry.offset,
+            header.size
+        );
+        // Everything not stable is marked out of sync and answered the way a lost link is: the copy
+        // cannot be trusted beyond what was flushed.
+        self.close_link(peer, crate::event::ConnState::ProtocolError, text);
+    }
+
+    /// A barrier's ack: its epoch is stable on the peer.
+    pub(crate) fn barrier_ack_received(&mut self, peer: usize, epoch: u64, count: u64) {
+        if let Err(error) = self.peers[peer].log.barrier_acked(epoch, count) {
+            return self.protocol_error(peer, alloc::format!("{error:?}"));
+        }
+        while let Some(entry) = self.peers[peer].log.pop_stable(epoch) {
+            if entry.resync {
+                self.resync_stable(peer, &entry);
+            } else if let (false, Some(key)) = (entry.acked, entry.request) {
+                // The peer may save a WriteAck when the barrier's ack says more.
+                self.peer_part_done(key, peer);
+            }
+        }
+        let mut i = 0;
+        while i < self.peers[peer].flush_waiters.len() {
+            if self.peers[peer].flush_waiters[i].0 <= epoch {
+                let (_, key) = self.peers[peer].flush_waiters.swap_remove(i);
+                self.peer_part_done(key, peer);
+            } else {
+                i += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What the engine must know of the configuration. Files and their syntax are the daemon's affair.
+
+use crate::ids::{NodeId, VolumeId};
+use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri};
+use crate::time::Duration;
+use alloc::string::String;
+use alloc::vec::Vec;
+pub use twinblk_protocol::control::Protocol;
+
+/// Options that may change while the resource runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Replication protocol.
+    pub protocol: Protocol,
+    /// Silence after which a ping is sent.
+    pub ping_int: Duration,
+    /// Silence after a ping after which the peer is given up.
+    pub ping_timeout: Duration,
+    /// A request the peer leaves unanswered for `timeout` × `ko_count` ends the connection.
+    pub timeout: Duration,
+    /// See `timeout`; 0 = never.
+    pub ko_count: u32,
+    /// Writes in one epoch, 1 to 20000.
+    pub max_epoch_size: u32,
+    /// Bytes of writes in one epoch.
+    pub max_epoch_bytes: u64,
+    /// Longest time an epoch with writes stays open.
+    pub max_epoch_time: Duration,
+    /// Bytes of unsent data per peer at which clients wait.
+    pub send_queue: u64,
+    /// Upper bound of the resync speed in bytes per second; 0 = none.
+    pub resync_max_rate: u64,
+    /// Bytes of resync data under way at once.
+    pub resync_window: u64,
+    /// `allow-two-primaries`; refused for now when true.
+    pub allow_two_primaries: bool,
+    /// Policy after a split brain with no Primary.
+    pub after_sb_0pri: AfterSb0Pri,
+    /// Policy after a split brain with one Primary.
+    pub after_sb_1pri: AfterSb1Pri,
+    /// Policy after a split brain with two Primaries.
+    pub after_sb_2pri: AfterSb2Pri,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::C,
+            ping_int: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(3),
+            timeout: Duration::from_secs(6),
+            ko_count: 7,
+            max_epoch_size: 2048,
+            max_epoch_bytes: 64 << 20,
+            max_epoch_time: Duration::from_secs(1),
+            send_queue: 16 << 20,
+            resync_max_rate: 0,
+            resync_window: 4 << 20,
+            allow_two_primaries: false,
+            after_sb_0pri: AfterSb0Pri::Disconnect,
+            after_sb_1pri: AfterSb1Pri::Disconnect,
+            after_sb_2pri: AfterSb2Pri::Disconnect,
+        }
+    }
+}
+
+/// A volume of the resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// Its number.
+    pub volume: VolumeId,
+    /// Smallest I/O in bytes: 512 or 4096.
+    pub block_size: u32,
+}
+
+/// A node of the resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name, for messages.
+    pub name: String,
+}
+
+/// The resource as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceConfig {
+    /// Its name.
+    pub name: String,
+    /// This node.
+    pub me: NodeConfig,
+    /// All other nodes.
+    pub peers: Vec<NodeConfig>,
+    /// At least one.
+    pub volumes: Vec<VolumeConfig>,
+    /// Options.
+    pub options: Options,
+    /// Random number of this life of the engine (not 0).
+    pub incarnation: u64,
+    /// Seed of the engine's random numbers (new generations).
+    pub seed: u64,
+}

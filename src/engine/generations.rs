@@ -1,0 +1,259 @@
+//! Generations of one volume: which state of the data this copy has, and which state each peer had
+//! when it was last in step.
+//!
+//! A generation is a random 64-bit UUID. Its lowest bit says "was Primary" and takes no part in any
+//! comparison; only the current UUID carries it. 0 means none, 4 "just created": both mean "no data
+//! yet" and are equal to no real generation.
+//!
+//! Invariants:
+//! * the history holds real generations only, newest first, without duplicates and without gaps,
+//!   and never the current one;
+//! * the bitmap UUID of a peer is never changed from one base to another while its bits are relative
+//!   to the first: it is set when it was 0, and goes to the history when the peer is in step.
+//!
+//! Nothing here is durable by itself: the caller writes the superblock and waits for it *before*
+//! it relies on a change (a new current UUID before the write that needed it, an adopted one before
+//! it is confirmed).
+
+use crate::ids::NodeId;
+use crate::metadata::superblock::Superblock;
+use crate::metadata::{HISTORY, UUID_JUST_CREATED};
+
+/// "Was Primary".
+pub const PRIMARY_BIT: u64 = 1;
+
+/// The same generation: all but the lowest bit are equal.
+pub fn same(a: u64, b: u64) -> bool {
+    a & !PRIMARY_BIT == b & !PRIMARY_BIT
+}
+
+/// No data yet: 0 or 4.
+pub fn is_created(uuid: u64) -> bool {
+    matches!(uuid & !PRIMARY_BIT, 0 | UUID_JUST_CREATED)
+}
+
+/// The generations of a volume on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generations {
+    /// What this copy holds.
+    pub current: u64,
+    /// By node: the generation this node's bitmap for it is relative to; 0 = in step.
+    pub bitmap: [u64; NodeId::MAX_NODES],
+    /// Older generations, newest first; 0 from the first free place on.
+    pub history: [u64; HISTORY],
+}
+
+impl Default for Generations {
+    fn default() -> Self {
+        Self {
+            current: UUID_JUST_CREATED,
+            bitmap: [0; NodeId::MAX_NODES],
+            history: [0; HISTORY],
+        }
+    }
+}
+
+impl Generations {
+    /// From what a superblock or a peer says; a history that breaks the invariants is mended.
+    pub fn from_parts(
+        current: u64,
+        bitmap: [u64; NodeId::MAX_NODES],
+        history: impl IntoIterator<Item = u64>,
+    ) -> Self {
+        let mut generations = Self {
+            current,
+            bitmap,
+            ..Self::default()
+        };
+        generations.set_history(history);
+        generations
+    }
+
+    /// From what is on the disk.
+    pub fn load(&mut self, superblock: &Superblock) {
+        let bitmap = superblock.peers.each_ref().map(|peer| peer.bitmap);
+        *self = Self::from_parts(superblock.current, bitmap, superblock.history);
+    }
+
+    /// Into what will be on the disk.
+    pub fn store(&self, superblock: &mut Superblock) {
+        superblock.current = self.current;
+        superblock.history = self.history;
+        for (peer, bitmap) in superblock.peers.iter_mut().zip(self.bitmap) {
+            peer.bitmap = bitmap;
+        }
+    }
+
+    /// This copy has never held data.
+    pub fn is_just_created(&self) -> bool {
+        is_created(self.current)
+    }
+
+    /// Older generations, newest first.
+    pub fn history(&self) -> impl Iterator<Item = u64> + '_ {
+        self.history.iter().copied().take_while(|&h| h != 0)
+    }
+
+    /// The generation the bitmap for this peer is relative to; 0 = in step with it.
+    pub fn base_for(&self, peer: NodeId) -> u64 {
+        self.bitmap[peer.slot()]
+    }
+
+    /// A Primary is about to write something that these peers will not get: the old current UUID
+    /// becomes the bitmap UUID of each of them that has none yet (or has just this one), and
+    /// `fresh` becomes current. A peer whose slot holds another generation missed writes already:
+    /// its bits are relative to that older base, and stay so.
+    ///
+    /// Answers whether there is a new current UUID. If no slot took the old one, all absent peers
+    /// are known to be behind, and nothing changes.
+    pub fn new_current(
+        &mut self,
+        fresh: u64,
+        primary: bool,
+        absent_peers: impl Iterator<Item = NodeId>,
+    ) -> bool {
+        let rotated = self.rotate(absent_peers);
+        if rotated {
+            self.set_current(fresh, primary);
+        }
+        rotated
+    }
+
+    /// `primary --force`: this copy is declared the current one, so it gets a generation of its own
+    /// whatever the slots say. On a copy that was just created every peer gets "just created" as
+    /// its base: there is nothing in common.
+    pub fn force_new_current(&mut self, fresh: u64, peers: impl Iterator<Item = NodeId>) {
+        let old = self.current;
+        let rotated = self.rotate(peers);
+        self.set_current(fresh, true);
+        if !rotated {
+            self.push_history(old);
+        }
+    }
+
+    /// A connected peer, the Primary, has begun a new generation and this node follows it. Peers
+    /// that are absent here too fall behind on this node as well.
+    pub fn follow(&mut self, current: u64, absent_peers: impl Iterator<Item = NodeId>) {
+        if same(current, self.current) {
+            return;
+        }
+        let old = self.current;
+        let rotated = self.rotate(absent_peers);
+        self.set_current(current, false);
+        if !rotated {
+            self.push_history(old);
+        }
+    }
+
+    /// A resync to this peer starts: makes sure its bitmap is relative to a generation that names
+    /// this resync, so that it can go on by bitmap after an interruption. An existing base is
+    /// kept; `fresh` is used if there is none, or none a target could have as its current UUID.
+    pub fn begin_source(&mut self, peer: NodeId, fresh: u64) {
+        let base = self.bitmap[peer.slot()];
+        if is_created(base) || same(base, self.current) {
+            self.bitmap[peer.slot()] = fresh & !PRIMARY_BIT;
+        }
+    }
+
+    /// A resync from this peer starts: while it runs, this copy is "at `base`, but for the marked
+    /// blocks". What it was before is over.
+    pub fn begin_target(&mut self, peer: NodeId, base: u64) {
+        let old = self.current;
+        self.clear_slot(peer);
+        self.set_current(base, false);
+        self.push_history(old);
+    }
+
+    /// A resync from this peer ended: this copy is now what the peer's is.
+    pub fn adopt(&mut self, peer: NodeId, current: u64, history: &[u64]) {
+        self.bitmap[peer.slot()] = 0;
+        self.current = current & !PRIMARY_BIT;
+        self.set_history(history.iter().copied());
+    }
+
+    /// This peer is in step: no block is marked for it any more.
+    pub fn resync_finished_with(&mut self, peer: NodeId) {
+        self.clear_slot(peer);
+    }
+
+    /// All copies are declared equal to this generation, without comparing them.
+    pub fn declare_equal(&mut self, current: u64) {
+        let old = self.current;
+        self.bitmap = [0; NodeId::MAX_NODES];
+        self.set_current(current, false);
+        self.push_history(old);
+    }
+
+    /// Marks the current generation as one of a Primary, or not.
+    pub fn set_primary_bit(&mut self, primary: bool) {
+        self.current = self.current & !PRIMARY_BIT | u64::from(primary);
+    }
+
+    /// The current UUID becomes the base for those without another one. Whether any took it.
+    fn rotate(&mut self, absent: impl Iterator<Item = NodeId>) -> bool {
+        let old = self.current & !PRIMARY_BIT;
+        let mut rotated = false;
+        for peer in absent {
+            let slot = &mut self.bitmap[peer.slot()];
+            if *slot == 0 || same(*slot, old) {
+                *slot = if is_created(old) {
+                    UUID_JUST_CREATED
+                } else {
+                    old
+                };
+                rotated = true;
+            }
+        }
+        rotated
+    }
+
+    fn set_current(&mut self, uuid: u64, primary: bool) {
+        self.current = uuid;
+        self.set_primary_bit(primary);
+        self.forget(uuid);
+    }
+
+    fn clear_slot(&mut self, peer: NodeId) {
+        let old = core::mem::take(&mut self.bitmap[peer.slot()]);
+        self.push_history(old);
+    }
+
+    /// Puts a superseded generation at the front; the oldest may fall off the end.
+    fn push_history(&mut self, uuid: u64) {
+        let uuid = uuid & !PRIMARY_BIT;
+        if is_created(uuid) || same(uuid, self.current) {
+            return;
+        }
+        self.forget(uuid);
+        self.history.rotate_right(1);
+        self.history[0] = uuid;
+    }
+
+    /// Takes a generation out of the history and closes the gap.
+    fn forget(&mut self, uuid: u64) {
+        if is_created(uuid) {
+            return;
+        }
+        if let Some(at) = self.history.iter().position(|&h| h != 0 && same(h, uuid)) {
+            self.history[at..].rotate_left(1);
+            self.history[HISTORY - 1] = 0;
+        }
+    }
+
+    fn set_history(&mut self, newest_first: impl IntoIterator<Item = u64>) {
+        self.history = [0; HISTORY];
+        let mut len = 0;
+        for uuid in newest_first {
+            let uuid = uuid & !PRIMARY_BIT;
+            let known = self.history[..len].contains(&uuid);
+            if len < HISTORY && !known && !is_created(uuid) && !same(uuid, self.current) {
+                self.history[len] = uuid;
+                len += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "generations_tests.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+//! The replication engine: one deterministic state machine per resource.
+//!
+//! It does no I/O, reads no clock, starts no thread and draws no randomness except from a seed: it
+//! is `no_std`, so the compiler keeps it that way. A driver owns a [`resource::Resource`], feeds it
+//! [`input::Input`]s with the current time and carries out the [`output::Output`]s it pushes.
+//!
+//! How to call it:
+//! * mutator: `handle(now, input, &mut outputs)`: the only way in for everything that happens;
+//!   it never waits and never calls back;
+//! * `open_export` / `close_export`: a client came or went;
+//! * getters: `status`, `next_deadline`, `dirty_ranges`, `role`: never change anything.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+// Vocabulary.
+pub mod command;
+pub mod config;
+pub mod event;
+pub mod ids;
+pub mod input;
+pub mod output;
+pub mod status;
+pub mod time;
+
+// Mechanisms, each with its own state and tests.
+pub mod bitmap;
+pub mod generations;
+pub mod handshake;
+pub mod metadata;
+pub mod overlap;
+pub mod split_brain;
+mod epoch_receiver;
+mod meta_writer;
+mod resync_rate;
+mod rng;
+mod slots;
+mod transfer_log;
+
+// The resource: dispatcher, then the path of a request in reading order.
+pub mod resource;
+mod request;
+mod admission;
+mod completion;
+mod peer_request;
+
+// Peers: link, handshake, bitmaps, resync.
+mod peer;
+mod connection;
+mod agreement;
+mod bitmap_exchange;
+mod resync;
+
+// States and orders.
+mod attach;
+mod change;
+mod orders;
+mod picture;
+mod role;
+mod volume;
+
+#[cfg(test)]
+mod tests;

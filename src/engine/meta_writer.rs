@@ -1,0 +1,111 @@
+//! Writes a volume's metadata in the only safe order: bitmap pages, flush, superblock (stable), one
+//! commit after the other.
+//!
+//! Invariants:
+//! * the superblock of a commit is the picture taken when the commit began; what changes later is
+//!   in the next commit, so that no flag can reach the disk before the pages it promises;
+//! * a waiter is told only when its commit is stable on the disk.
+
+use crate::metadata::BLOCK;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+/// Where a running commit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Bitmap pages are being written; so many writes are in flight.
+    Pages(u32),
+    /// The metadata device is being flushed.
+    Flush,
+    /// The superblock is being written.
+    Superblock,
+}
+
+/// The writer of one volume; `W` names who waits.
+#[derive(Debug)]
+pub(crate) struct MetaWriter<W> {
+    stage: Option<Stage>,
+    /// Picture of the superblock of the running commit: (offset, block).
+    superblock: Option<(u64, Box<[u8; BLOCK]>)>,
+    waiters: Vec<W>,
+    next_wanted: bool,
+    next_pages: bool,
+    next_waiters: Vec<W>,
+}
+
+impl<W> Default for MetaWriter<W> {
+    fn default() -> Self {
+        Self {
+            stage: None,
+            superblock: None,
+            waiters: Vec::new(),
+            next_wanted: false,
+            next_pages: false,
+            next_waiters: Vec::new(),
+        }
+    }
+}
+
+impl<W> MetaWriter<W> {
+    /// Asks for a commit that begins after this call. `pages`: with all dirty bitmap pages.
+    pub(crate) fn request(&mut self, pages: bool, waiter: Option<W>) {
+        self.next_wanted = true;
+        self.next_pages |= pages;
+        self.next_waiters.extend(waiter);
+    }
+
+    /// Nothing is running and nothing is asked for.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stage.is_none() && !self.next_wanted
+    }
+
+    /// If a commit can begin now: whether pages are to be written. Call [`Self::begin`] next.
+    pub(crate) fn wants_begin(&self) -> Option<bool> {
+        (self.stage.is_none() && self.next_wanted).then_some(self.next_pages)
+    }
+
+    /// Begins the commit with this picture of the superblock.
+    pub(crate) fn begin(&mut self, superblock: (u64, Box<[u8; BLOCK]>), page_writes: u32) {
+        debug_assert!(self.stage.is_none());
+        self.superblock = Some(superblock);
+        self.waiters = core::mem::take(&mut self.next_waiters);
+        self.next_wanted = false;
+        self.next_pages = false;
+        self.stage = Some(Stage::Pages(page_writes));
+    }
+
+    /// A page write is done. Answers whether the flush is due.
+    pub(crate) fn page_done(&mut self) -> bool {
+        if let Some(Stage::Pages(n)) = &mut self.stage {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                self.stage = Some(Stage::Flush);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The flush is done, or there were no pages: the superblock to write now.
+    pub(crate) fn superblock_due(&mut self) -> Option<(u64, Box<[u8; BLOCK]>)> {
+        self.stage = Some(Stage::Superblock);
+        self.superblock.take()
+    }
+
+    /// The superblock is stable: who waited for it.
+    pub(crate) fn committed(&mut self) -> Vec<W> {
+        self.stage = None;
+        core::mem::take(&mut self.waiters)
+    }
+
+    /// The metadata cannot be written any more: everybody who waits.
+    pub(crate) fn fail(&mut self) -> Vec<W> {
+        self.stage = None;
+        self.superblock = None;
+        self.next_wanted = false;
+        self.next_pages = false;
+        let mut all = core::mem::take(&mut self.waiters);
+        all.append(&mut self.next_waiters);
+        all
+    }
+}

@@ -1,0 +1,61 @@
+//! Verdicts in words on the metadata of a disk, for `dump-md`.
+
+use super::layout::{Layout, Placement};
+use super::open::{OpenError, ReadAt, open};
+use super::superblock::Superblock;
+use super::{BLOCK, BLOCK64};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// A verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Something is wrong (otherwise: for information).
+    pub wrong: bool,
+    /// What, in words.
+    pub text: String,
+}
+
+/// Looks at everything; finds out as much as possible even when parts are damaged.
+pub fn check(
+    dev: &mut dyn ReadAt,
+    meta_size: u64,
+    disk_size: u64,
+    placement: Placement,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if meta_size < 2 * BLOCK64 {
+        let text = format!("the device has {meta_size} bytes: too small for any metadata");
+        return alloc::vec![Finding { wrong: true, text }];
+    }
+    for (i, at) in Layout::superblocks(placement, meta_size).into_iter().enumerate() {
+        let mut block = [0u8; BLOCK];
+        let verdict = match dev.read_at(at, &mut block) {
+            Err(e) => Err(e.to_string()),
+            Ok(()) => Superblock::decode(&block).map_err(|e| e.to_string()),
+        };
+        findings.push(match verdict {
+            Ok(sb) => Finding {
+                wrong: false,
+                text: format!("superblock {i}: good, sequence {}", sb.sequence),
+            },
+            Err(e) => Finding { wrong: true, text: format!("superblock {i}: {e}") },
+        });
+    }
+    match open(dev, meta_size, disk_size, placement) {
+        Ok(recovered) => {
+            let text = |w| Finding { wrong: true, text: w };
+            findings.extend(recovered.warnings.into_iter().map(text));
+            for (slot, bitmap) in recovered.bitmaps.iter().enumerate() {
+                findings.push(Finding {
+                    wrong: false,
+                    text: format!("bitmap {slot}: {} of {} bits set", bitmap.count_set(), bitmap.bits()),
+                });
+            }
+        }
+        Err(OpenError::BothDamaged(..)) => {}
+        Err(e) => findings.push(Finding { wrong: true, text: e.to_string() }),
+    }
+    findings
+}

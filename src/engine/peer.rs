@@ -1,0 +1,194 @@
+//! What is known of one peer: the link, where its handshake stands, its log of sent writes, and what
+//! it is sending.
+
+use crate::epoch_receiver::EpochReceiver;
+use crate::event::{ConnState, DiskState, ReplState, Role};
+use crate::handshake::Decision;
+use crate::ids::{CommandId, NodeId, VolumeId};
+use crate::request::RequestKey;
+use crate::resync::Resync;
+use crate::time::Instant;
+use crate::transfer_log::TransferLog;
+use alloc::string::String;
+use alloc::vec::Vec;
+use twinblk_protocol::control::{Facts, Params, Verdict};
+
+/// Where the handshake on a link stands, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Waiting for the peer's parameters.
+    Params,
+    /// Application writes are frozen; waiting until nothing is in flight.
+    Drain,
+    /// Own facts are sent; waiting for the peer's.
+    Facts,
+    /// Own decision is sent; waiting for the peer's.
+    Verdicts,
+    /// Agreed. Resync may still be starting.
+    Agreed,
+}
+
+/// A live link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Counts links to this peer; what was started under an older one is stale.
+    pub(crate) number: u64,
+    pub(crate) phase: Phase,
+    /// When the writes were frozen for the handshake.
+    pub(crate) frozen_at: Option<Instant>,
+    pub(crate) params: Option<Params>,
+    pub(crate) my_facts: Option<Facts>,
+    pub(crate) facts: Option<Facts>,
+    pub(crate) decisions: Vec<Decision>,
+    pub(crate) verdicts: Option<Vec<Verdict>>,
+    pub(crate) last_received: Instant,
+    pub(crate) ping: Option<(u64, Instant)>,
+    pub(crate) ping_sequence: u64,
+    /// Bytes queued on the data socket in all, and handed to the kernel.
+    pub(crate) queued: u64,
+    pub(crate) sent: u64,
+    pub(crate) progress_at: Instant,
+    /// Position of the bitmap being sent: volume index and next bit.
+    pub(crate) bitmap_cursor: Option<(usize, u64)>,
+    /// The peer asks to promote itself and was told yes: until when it counts.
+    pub(crate) granted: Option<(u64, Instant)>,
+    /// The peer said yes to our promotion: the transaction to finish.
+    pub(crate) granted_to_me: Option<u64>,
+    /// Something we asked the peer for.
+    pub(crate) asked: Option<Asked>,
+    /// A request of the peer that waits until everything it sent before is on the disk.
+    pub(crate) deferred: Option<(u64, twinblk_protocol::control::Change)>,
+}
+
+/// A `Prepare` that waits for its answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) tid: u64,
+    pub(crate) deadline: Instant,
+    pub(crate) what: AskedWhat,
+}
+
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AskedWhat {
+    Promote,
+    Disconnect,
+    InvalidatePeer(CommandId),
+    DeclareEqual(CommandId, u64),
+}
+
+/// How far the start of a resync of one volume is.
+#[derive(Debug, Default)]
+pub(crate) struct SyncStart {
+    /// Own bitmap is sent, or not needed.
+    pub(crate) bitmap_sent: bool,
+    /// Peer's bitmap is merged, or not needed.
+    pub(crate) bitmap_merged: bool,
+    /// Own metadata commit was asked for.
+    pub(crate) committing: bool,
+    /// Own metadata are on the disk and told.
+    pub(crate) ready: bool,
+    /// Base generation the peer told.
+    pub(crate) peer_base: Option<u64>,
+}
+
+/// One volume towards the peer.
+#[derive(Debug)]
+pub(crate) struct PeerVolume {
+    pub(crate) id: VolumeId,
+    pub(crate) replication: ReplState,
+    pub(crate) disk: DiskState,
+    pub(crate) start: SyncStart,
+    pub(crate) resync: Option<Resync>,
+}
+
+/// A peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) node: NodeId,
+    pub(crate) name: String,
+    pub(crate) state: ConnState,
+    pub(crate) reason: String,
+    pub(crate) since: Instant,
+    /// Keep a connection to it.
+    pub(crate) want: bool,
+    pub(crate) link: Option<Link>,
+    pub(crate) links: u64,
+    pub(crate) role: Role,
+    pub(crate) volumes: Vec<PeerVolume>,
+    /// The peer's incarnation at the last agreed connection, 0 = none in this life.
+    pub(crate) seen_incarnation: u64,
+    pub(crate) discard_my_data: bool,
+    pub(crate) dry_run: Option<(CommandId, Instant)>,
+    /// What `want` was before a dry run.
+    pub(crate) want_after_dry_run: bool,
+    pub(crate) log: TransferLog,
+    /// Flushes that wait for a barrier's ack: (epoch, request).
+    pub(crate) flush_waiters: Vec<(u64, RequestKey)>,
+    pub(crate) receiver: EpochReceiver,
+}
+
+impl Peer {
+    pub(crate) fn new(node: NodeId, name: String, volumes: &[VolumeId]) -> Self {
+        Self {
+            node,
+            name,
+            state: ConnState::StandAlone,
+            reason: String::from("not connected yet"),
+            since: Instant::default(),
+            want: false,
+            link: None,
+            links: 0,
+            role: Role::Unknown,
+            volumes: volumes
+                .iter()
+                .map(|&id| PeerVolume {
+                    id,
+                    replication: ReplState::Off,
+                    disk: DiskState::DUnknown,
+                    start: SyncStart::default(),
+                    resync: None,
+                })
+                .collect(),
+            seen_incarnation: 0,
+            discard_my_data: false,
+            dry_run: None,
+            want_after_dry_run: false,
+            log: TransferLog::default(),
+            flush_waiters: Vec::new(),
+            receiver: EpochReceiver::default(),
+        }
+    }
+
+    /// Whether writes of this volume are sent to the peer now (otherwise they set bits).
+    pub(crate) fn receives(&self, volume: usize) -> bool {
+        matches!(
+            self.volumes[volume].replication,
+            ReplState::Established | ReplState::SyncSource | ReplState::PausedSyncS
+        ) && self.link.as_ref().is_some_and(|l| l.phase == Phase::Agreed)
+            && self.volumes[volume].disk >= DiskState::Inconsistent
+            && self.volumes[volume].disk != DiskState::DUnknown
+    }
+
+    /// Connected and agreed.
+    pub(crate) fn is_agreed(&self) -> bool {
+        self.link.as_ref().is_some_and(|l| l.phase == Phase::Agreed)
+    }
+
+    /// A handshake holds application writes back.
+    pub(crate) fn freezes(&self) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|l| matches!(l.phase, Phase::Drain | Phase::Facts | Phase::Verdicts))
+    }
+
+    /// Number of the live link, or `None`.
+    pub(crate) fn link_number(&self) -> Option<u64> {
+        self.link.as_ref().map(|l| l.number)
+    }
+
+    /// Bytes queued and not yet handed to the kernel.
+    pub(crate) fn unsent(&self) -> u64 {
+        self.link.as_ref().map_or(0, |l| l.queued.saturating_sub(l.sent))
+    }
+}

@@ -1,0 +1,271 @@
+//! The receiving side of replication: a peer's write or resync block, from its frame to its ack.
+//!
+//! received → (held behind an ordered barrier) → holds its range in the overlap lock, in order of
+//! arrival → written → acknowledged as the protocol asks → counted in its epoch, whose barrier is
+//! acknowledged once everything in it is flushed.
+
+use crate::event::DiskState;
+use crate::ids::{BufId, VolumeId};
+use crate::input::Body;
+use crate::output::{Channel, Output, SendBody, ZeroMode};
+use crate::overlap::{Acquired, LockId, Mode};
+use crate::resource::{Op, Resource};
+use crate::slots::Key;
+use crate::volume::LockOwner;
+use alloc::format;
+use alloc::string::String;
+use twinblk_protocol::control::{Protocol, ReplState};
+use twinblk_protocol::frame::{Header, Kind, flags};
+
+/// Names a [`PeerRequest`].
+pub(crate) type PeerRequestKey = Key<PeerRequest>;
+
+/// A write that came from a peer.
+#[derive(Debug)]
+pub(crate) struct PeerRequest {
+    /// Index of the peer.
+    pub(crate) peer: usize,
+    /// The link it came on.
+    pub(crate) link: u64,
+    /// Index of the volume.
+    pub(crate) volume: usize,
+    pub(crate) header: Header,
+    pub(crate) buf: Option<BufId>,
+    pub(crate) lock: Option<LockId>,
+}
+
+impl PeerRequest {
+    fn is_resync(&self) -> bool {
+        matches!(self.header.kind, Kind::ResyncData | Kind::ResyncZeroes)
+    }
+}
+
+impl Resource {
+    /// A write, discard, zeroes or resync frame arrived.
+    pub(crate) fn peer_write(&mut self, peer: usize, header: Header, body: Body) {
+        let buf = match body {
+            Body::Buf(buf) => Some(buf),
+            _ => None,
+        };
+        if let Err(text) = self.check_peer_write(peer, &header, buf.is_some()) {
+            if let Some(buf) = buf {
+                self.out.push(Output::ReleaseBuf(buf));
+            }
+            return self.protocol_error(peer, text);
+        }
+        let volume = VolumeId(header.volume);
+        let hold = match self.peers[peer].receiver.received(header.epoch, volume) {
+            Ok(hold) => hold,
+            Err(error) => {
+                if let Some(buf) = buf {
+                    self.out.push(Output::ReleaseBuf(buf));
+                }
+                return self.protocol_error(peer, format!("{error:?}"));
+            }
+        };
+        let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
+        if self.cfg.options.protocol == Protocol::B && !resync {
+            let mut ack = Header::new(Kind::RecvAck);
+            (ack.seq, ack.volume) = (header.seq, header.volume);
+            self.send(peer, Channel::Control, ack, SendBody::None);
+        }
+        let link = self.peers[peer].link_number().unwrap_or(0);
+        let index = self.volume_index(volume).unwrap_or(0);
+        let key = self.peer_requests.insert(PeerRequest {
+            peer,
+            link,
+            volume: index,
+            header,
+            buf,
+            lock: None,
+        });
+        if hold {
+            self.peers[peer].receiver.hold(header.epoch, key);
+        } else {
+            self.lock_peer_write(key);
+        }
+    }
+
+    /// What a peer may not send: nothing of it reaches the disk.
+    fn check_peer_write(
+        &self,
+        peer: usize,
+        header: &Header,
+        has_buf: bool,
+    ) -> Result<(), String> {
+        let Some(volume) = self.volume_index(VolumeId(header.volume)) else {
+            return Err(format!("a write for volume {}, which does not exist", header.volume));
+        };
+        let state = self.peers[peer].volumes[volume].replication;
+        let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
+        let allowed = match state {
+            ReplState::SyncTarget | ReplState::PausedSyncT => true,
+            ReplState::Established => !resync,
+            _ => false,
+        };
+        if !allowed || !self.peers[peer].is_agreed() {
+            return Err(format!("a {:?} frame while the replication is {state:?}", header.kind));
+        }
+        if self.role == crate::event::Role::Primary {
+            return Err(format!("a {:?} frame although this node is Primary", header.kind));
+        }
+        let v = &self.volumes[volume];
+        let block = u64::from(v.block_size);
+        let fits = header.offset.checked_add(header.size).is_some_and(|end| end <= v.size());
+        let aligned = header.offset % block == 0 && header.size % block == 0;
+        let bulk = matches!(header.kind, Kind::Write | Kind::ResyncData);
+        if !fits || !aligned || header.size == 0 || bulk != has_buf {
+            return Err(format!(
+                "a {:?} frame of {} bytes at byte {} does not fit {}",
+                header.kind, header.size, header.offset, v.id
+            ));
+        }
+        Ok(())
+    }
+
+    fn lock_peer_write(&mut self, key: PeerRequestKey) {
+        let Some(r) = self.peer_requests.get(key) else { return };
+        let (volume, offset, size) = (r.volume, r.header.offset, r.header.size);
+        let owner = LockOwner::Peer(key);
+        match self.volumes[volume].lock.acquire(offset, size, Mode::Exclusive, owner) {
+            Acquired::Granted(lock) => self.start_peer_write(key, lock),
+            Acquired::Waiting(_) => {}
+        }
+    }
+
+    /// The range is held: write.
+    pub(crate) fn start_peer_write(&mut self, key: PeerRequestKey, lock: LockId) {
+        let op = self.new_op(Op::PeerWrite(key));
+        let Some(r) = self.peer_requests.get_mut(key) else { return };
+        r.lock = Some(lock);
+        let (h, buf) = (r.header, r.buf);
+        let volume = VolumeId(h.volume);
+        let fua = h.flags & flags::FUA != 0;
+        self.out.push(match buf {
+            Some(buf) => {
+                let len = u32::try_from(h.size).expect("frames are smaller than 4 GiB");
+                Output::DiskWrite { op, volume, offset: h.offset, len, buf, fua }
+            }
+            None => {
+                let allocate = h.flags & flags::NO_HOLE != 0;
+                let mode = if allocate { ZeroMode::Allocate } else { ZeroMode::Punch };
+                Output::DiskZero { op, volume, offset: h.offset, len: h.size, mode, fua }
+            }
+        });
+    }
+
+    /// The disk has it, or not.
+    pub(crate) fn peer_write_done(&mut self, key: PeerRequestKey, result: Result<(), i32>) {
+        let Some(r) = self.peer_requests.remove(key) else { return };
+        if let Some(buf) = r.buf {
+            self.out.push(Output::ReleaseBuf(buf));
+        }
+        if let Some(lock) = r.lock {
+            self.release_lock(r.volume, lock);
+        }
+        let live = self.peers[r.peer].link_number() == Some(r.link);
+        let h = r.header;
+        let resynced = (r.is_resync() && result.is_ok())
+            .then_some((VolumeId(h.volume), h.offset, h.size));
+        match result {
+            Ok(()) if live => self.ack_peer_write(&r),
+            Ok(()) => {}
+            Err(errno) => {
+                if live {
+                    let mut nack = Header::new(Kind::NegAck);
+                    (nack.seq, nack.volume) = (h.seq, h.volume);
+                    nack.size = u64::from(errno.unsigned_abs());
+                    self.send(r.peer, Channel::Control, nack, SendBody::None);
+                }
+                self.disk_failed(r.volume, errno, "a write from a peer");
+            }
+        }
+        self.peers[r.peer].receiver.written(h.epoch, resynced);
+        self.flush_ready_epochs(r.peer);
+    }
+
+    fn ack_peer_write(&mut self, r: &PeerRequest) {
+        let mut ack = Header::new(if r.is_resync() { Kind::ResyncAck } else { Kind::WriteAck });
+        (ack.seq, ack.volume, ack.size) = (r.header.seq, r.header.volume, r.header.size);
+        if r.header.flags & flags::FUA != 0 || self.volumes[r.volume].no_volatile_cache {
+            ack.flags |= flags::STABLE;
+        }
+        if r.is_resync() || self.cfg.options.protocol == Protocol::C {
+            self.send(r.peer, Channel::Control, ack, SendBody::None);
+        }
+    }
+
+    /// A barrier arrived.
+    pub(crate) fn barrier_received(&mut self, peer: usize, header: &Header) {
+        let ordered = header.flags & flags::ORDERED != 0;
+        if let Err(e) = self.peers[peer].receiver.barrier(header.epoch, header.size, ordered) {
+            return self.protocol_error(peer, format!("{e:?}"));
+        }
+        self.flush_ready_epochs(peer);
+    }
+
+    /// Flushes epochs whose writes are all on the disk, acknowledges flushed ones, and lets go what
+    /// they held.
+    pub(crate) fn flush_ready_epochs(&mut self, peer: usize) {
+        loop {
+            if let Some(volumes) = self.peers[peer].receiver.start_flush() {
+                for volume in volumes {
+                    let op = self.new_op(Op::EpochFlush(peer, volume));
+                    self.out.push(Output::DiskFlush { op, volume });
+                }
+            }
+            let Some(flushed) = self.peers[peer].receiver.take_flushed() else { break };
+            let node = self.peers[peer].node;
+            for (volume, offset, len) in flushed.resynced {
+                if let Some(v) = self.volume_index(volume)
+                    && let Some(bitmap) = self.volumes[v].bitmap_mut(node)
+                {
+                    bitmap.clear_bytes(offset, len);
+                }
+            }
+            if !flushed.orphan {
+                let mut ack = Header::new(Kind::BarrierAck);
+                (ack.epoch, ack.size) = (flushed.epoch, flushed.count);
+                self.send(peer, Channel::Control, ack, SendBody::None);
+            }
+            while let Some(key) = self.peers[peer].receiver.next_released() {
+                self.lock_peer_write(key);
+            }
+        }
+    }
+
+    /// The flush of an epoch ended.
+    pub(crate) fn epoch_flush_done(
+        &mut self,
+        peer: usize,
+        volume: VolumeId,
+        result: Result<(), i32>,
+    ) {
+        if let Err(errno) = result
+            && let Some(v) = self.volume_index(volume)
+        {
+            // Never acknowledge what could not be flushed: the disk is out of use from here, and
+            // the link is closed so that the sender marks everything unconfirmed.
+            self.disk_failed(v, errno, "a flush");
+            let text = format!("this node's disk failed to flush (errno {errno})");
+            self.close_link(peer, crate::event::ConnState::ProtocolError, text);
+        }
+        self.peers[peer].receiver.flush_done();
+        self.flush_ready_epochs(peer);
+    }
+
+    /// Nothing a peer sent is unfinished.
+    pub(crate) fn receivers_idle(&self) -> bool {
+        self.peer_requests.len() == 0 && self.peers.iter().all(|p| p.receiver.is_idle())
+    }
+
+    /// A data disk reported an error: out of use until an administrator attaches it again.
+    pub(crate) fn disk_failed(&mut self, volume: usize, errno: i32, doing: &str) {
+        if self.volumes[volume].disk == DiskState::Failed {
+            return;
+        }
+        let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
+        self.set_disk(volume, DiskState::Failed, reason);
+        self.tell_state();
+    }
+}

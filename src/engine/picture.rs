@@ -1,0 +1,110 @@
+//! Getters: the state for people, and the out-of-sync map for the `twinblk:dirty` NBD context.
+
+use crate::ids::VolumeId;
+use crate::resource::Resource;
+use crate::status::{PeerStatus, PeerVolumeStatus, Status, VolumeStatus};
+use crate::time::Instant;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+impl Resource {
+    /// A picture of the state at `now`.
+    pub fn status(&self, now: Instant) -> Status {
+        Status {
+            resource: self.cfg.name.clone(),
+            node: self.cfg.me.id,
+            node_name: self.cfg.me.name.clone(),
+            role: self.role,
+            suspended: self.gate_closed().map(ToString::to_string),
+            open_clients: self.clients.iter().map(|(_, c)| c.name.clone()).collect(),
+            volumes: self
+                .volumes
+                .iter()
+                .map(|v| VolumeStatus {
+                    volume: v.id,
+                    disk: v.disk,
+                    reason: v.disk_reason.clone(),
+                    size: v.size(),
+                    block_size: v.block_size,
+                    current_uuid: v.generations.current,
+                })
+                .collect(),
+            peers: (0..self.peers.len()).map(|p| self.peer_status(p, now)).collect(),
+        }
+    }
+
+    fn peer_status(&self, p: usize, now: Instant) -> PeerStatus {
+        let peer = &self.peers[p];
+        PeerStatus {
+            node: peer.node,
+            name: peer.name.clone(),
+            connection: peer.state,
+            role: peer.role,
+            reason: peer.reason.clone(),
+            since: peer.since,
+            unsent: peer.unsent(),
+            transfer_log: peer.log.len() as u64,
+            volumes: peer
+                .volumes
+                .iter()
+                .enumerate()
+                .map(|(v, pv)| {
+                    let out_of_sync = self.volumes[v].out_of_sync(peer.node);
+                    PeerVolumeStatus {
+                        volume: pv.id,
+                        replication: pv.replication,
+                        peer_disk: pv.disk,
+                        out_of_sync,
+                        resync: pv
+                            .resync
+                            .as_ref()
+                            .map(|r| r.rate.progress(now, r.total, out_of_sync)),
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    /// Ranges of `[offset, offset + len)` in order, each with whether any peer lacks it; at most
+    /// `max` of them.
+    pub fn dirty_ranges(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> Vec<(u64, u64, bool)> {
+        let mut ranges = Vec::new();
+        let Some(v) = self.volume_index(volume) else { return ranges };
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end && ranges.len() < max {
+            // The nearest dirty range of any peer, widened by every other that touches it.
+            let next = self
+                .peers
+                .iter()
+                .filter_map(|p| self.volumes[v].bitmap(p.node)?.next_run(at, end - at))
+                .filter(|&(o, _)| o < end)
+                .min();
+            match next {
+                None => {
+                    ranges.push((at, end - at, false));
+                    at = end;
+                }
+                Some((o, _)) if o > at => {
+                    ranges.push((at, o - at, false));
+                    at = o;
+                }
+                Some((o, l)) => {
+                    let stop = (o + l).min(end);
+                    if stop <= at {
+                        break;
+                    }
+                    ranges.push((at, stop - at, true));
+                    at = stop;
+                }
+            }
+        }
+        ranges
+    }
+}

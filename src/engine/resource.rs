@@ -1,0 +1,355 @@
+//! The central struct: it owns all parts and passes each input on to the file that knows what to do
+//! with it. No mechanism lives here.
+
+use crate::command::Command;
+use crate::config::ResourceConfig;
+use crate::event::{DiskState, Event, ReplState, Role, Severity, What};
+use crate::ids::{CommandId, NodeId, OpId, VolumeId};
+use crate::input::{DiskDone, Input};
+use crate::output::{Channel, Output};
+use crate::overlap::LockId;
+use crate::peer::Peer;
+use crate::peer_request::{PeerRequest, PeerRequestKey};
+use crate::request::{Request, RequestKey};
+use crate::resync::{Chunk, ChunkKey};
+use crate::rng::Rng;
+use crate::role::RoleChange;
+use crate::slots::{Key, Slots};
+use crate::time::Instant;
+use crate::volume::{LockOwner, Volume};
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use twinblk_protocol::control::Message;
+
+/// What a disk or metadata operation was for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Op {
+    ClientRead(RequestKey),
+    ClientWrite(RequestKey),
+    ClientFlush(RequestKey),
+    PeerWrite(PeerRequestKey),
+    /// Flush of a peer's epoch (peer index, volume).
+    EpochFlush(usize, VolumeId),
+    ResyncRead(ChunkKey),
+    DemoteFlush,
+    /// Metadata operations of a volume (by index).
+    MetaPage(usize),
+    MetaFlush(usize),
+    MetaSuperblock(usize),
+}
+
+/// A client that holds the export.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) name: String,
+}
+
+/// The resource is going down.
+#[derive(Debug)]
+pub(crate) struct Stopping {
+    pub(crate) command: CommandId,
+    pub(crate) parted: bool,
+    pub(crate) written: bool,
+    pub(crate) left: usize,
+}
+
+/// One replicated resource as one node sees it. See the crate's documentation for how to call it.
+#[derive(Debug)]
+pub struct Resource {
+    pub(crate) cfg: ResourceConfig,
+    pub(crate) now: Instant,
+    pub(crate) rng: Rng,
+    pub(crate) role: Role,
+    pub(crate) role_change: Option<RoleChange>,
+    pub(crate) stopping: Option<Stopping>,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) clients: Slots<Client>,
+    pub(crate) requests: Slots<Request>,
+    pub(crate) peer_requests: Slots<PeerRequest>,
+    pub(crate) chunks: Slots<Chunk>,
+    pub(crate) ops: Slots<Op>,
+    /// Writes that hold their range and wait for the gate, in order of arrival.
+    pub(crate) gated: VecDeque<RequestKey>,
+    /// Finished writes and flushes whose answer waits for a new generation.
+    pub(crate) held: Vec<RequestKey>,
+    /// Writes and flushes started and not answered.
+    pub(crate) started: usize,
+    pub(crate) waiting_commands: VecDeque<(CommandId, Command)>,
+    /// `disconnect` orders to answer when the links are gone.
+    pub(crate) leaving: Vec<CommandId>,
+    pub(crate) next_tid: u64,
+    pub(crate) out: Vec<Output>,
+    granted: Vec<(LockId, LockOwner)>,
+}
+
+impl Resource {
+    /// A resource with no disk attached and no peer connected: Secondary, Diskless, StandAlone.
+    pub fn new(cfg: ResourceConfig) -> Self {
+        let ids: Vec<VolumeId> = cfg.volumes.iter().map(|v| v.volume).collect();
+        Self {
+            now: Instant::default(),
+            rng: Rng::new(cfg.seed),
+            role: Role::Secondary,
+            role_change: None,
+            stopping: None,
+            volumes: cfg.volumes.iter().map(|v| Volume::new(v.volume, v.block_size)).collect(),
+            peers: cfg.peers.iter().map(|p| Peer::new(p.id, p.name.clone(), &ids)).collect(),
+            clients: Slots::default(),
+            requests: Slots::default(),
+            peer_requests: Slots::default(),
+            chunks: Slots::default(),
+            ops: Slots::default(),
+            gated: VecDeque::new(),
+            held: Vec::new(),
+            started: 0,
+            waiting_commands: VecDeque::new(),
+            leaving: Vec::new(),
+            next_tid: 0,
+            out: Vec::new(),
+            granted: Vec::new(),
+            cfg,
+        }
+    }
+
+    /// Something happened at `now`: what is to be done is appended to `out`.
+    pub fn handle(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
+        self.now = self.now.max(now);
+        core::mem::swap(&mut self.out, out);
+        self.dispatch(input);
+        self.settle();
+        core::mem::swap(&mut self.out, out);
+    }
+
+    fn dispatch(&mut self, input: Input) {
+        match input {
+            Input::Attached { volume, recovered, no_volatile_cache } => {
+                self.attached(volume, *recovered, no_volatile_cache);
+            }
+            Input::Client(request) => self.client_request(request),
+            Input::Disk(done) => self.disk_done(done),
+            Input::Meta { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
+                Some(Op::MetaPage(v)) => self.meta_page_done(v, result),
+                Some(Op::MetaFlush(v)) => self.meta_flush_done(v, result),
+                Some(Op::MetaSuperblock(v)) => self.superblock_done(v, result),
+                _ => {}
+            },
+            Input::LinkUp { peer } => self.with_peer(peer, Self::link_up),
+            Input::LinkDown { peer, reason } => {
+                self.with_peer(peer, |this, p| this.link_down(p, reason));
+            }
+            Input::DialFailed { peer, reason } => {
+                self.with_peer(peer, |this, p| this.dial_failed(p, reason));
+            }
+            Input::Frame { peer, header, body } => {
+                self.with_peer(peer, |this, p| this.frame(p, header, body));
+            }
+            Input::SendProgress { peer, sent } => {
+                self.with_peer(peer, |this, p| this.send_progress(p, sent));
+            }
+            Input::Command { id, command } => self.command(id, command),
+            Input::Tick => {
+                for p in 0..self.peers.len() {
+                    self.link_tick(p);
+                    self.orders_tick(p);
+                }
+            }
+        }
+    }
+
+    /// Cheap steps after every input, so that the next one never meets a half-done state.
+    fn settle(&mut self) {
+        self.promotion_consent();
+        self.demotion_progress();
+        self.run_gate();
+        self.answer_deferred();
+        for p in 0..self.peers.len() {
+            self.pump_bitmap(p);
+            self.sync_start_progress(p);
+            self.try_adopt(p);
+            self.resync_checkpoint(p);
+            self.pump_resync(p);
+        }
+        self.try_send_facts();
+        self.run_waiting_commands();
+        self.finish_leaving();
+        self.stop_progress();
+        self.run_commits();
+    }
+
+    fn disk_done(&mut self, done: DiskDone) {
+        match self.ops.remove(Key::from_raw(done.op.0)) {
+            Some(Op::ClientRead(key)) => self.read_done(key, done.result),
+            Some(Op::ClientWrite(key) | Op::ClientFlush(key)) => {
+                self.local_part_done(key, done.result);
+            }
+            Some(Op::PeerWrite(key)) => self.peer_write_done(key, done.result),
+            Some(Op::EpochFlush(p, volume)) => self.epoch_flush_done(p, volume, done.result),
+            Some(Op::ResyncRead(key)) => self.chunk_read(key, done.result, done.zero, done.buf),
+            Some(Op::DemoteFlush) => self.demote_flushed(done.result),
+            Some(Op::MetaPage(_) | Op::MetaFlush(_) | Op::MetaSuperblock(_)) | None => {}
+        }
+    }
+
+    /// A control message arrived.
+    pub(crate) fn message(&mut self, p: usize, message: Message) {
+        let volume = |this: &Self, n: u16| this.volume_index(VolumeId(n));
+        match message {
+            Message::Params(params) => self.params_received(p, params),
+            Message::Facts(facts) => self.facts_received(p, facts),
+            Message::Verdicts(verdicts) => self.verdicts_received(p, verdicts),
+            Message::State { role, disks } => self.state_received(p, role, &disks),
+            Message::Prepare { tid, change } => self.prepare_received(p, tid, change),
+            Message::PrepareReply { tid, refusal } => self.prepare_reply_received(p, tid, refusal),
+            Message::Finish { tid, .. } => self.finish_received(p, tid),
+            Message::BitmapReady { volume: n, base } => match volume(self, n) {
+                Some(v) => self.bitmap_ready_received(p, v, base),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::ResyncFinished { volume: n, generations } => match volume(self, n) {
+                Some(v) => self.resync_finished_received(p, v, generations),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::ResyncFinishedAck { volume: n, current } => match volume(self, n) {
+                Some(v) => self.resync_finished_ack_received(p, v, current),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::NewCurrentUuid { .. }
+            | Message::NewCurrentUuidAck { .. }
+            | Message::ResyncPause { .. } => {
+                let text = "a message of a feature that was not negotiated".to_string();
+                self.protocol_error(p, text);
+            }
+        }
+    }
+
+    /// When `handle(Input::Tick)` is due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        (0..self.peers.len())
+            .flat_map(|p| [self.link_deadline(p), self.orders_deadline(p), self.resync_deadline(p)])
+            .flatten()
+            .min()
+    }
+
+    /// Nothing is in flight and nothing is being negotiated: only timers or new inputs can change
+    /// anything.
+    pub fn is_idle(&self) -> bool {
+        self.started == 0
+            && self.gated.is_empty()
+            && self.ops.len() == 0
+            && self.receivers_idle()
+            && self.role_change.is_none()
+            && !self.peers.iter().any(|p| p.freezes())
+            && self.volumes.iter().all(|v| v.meta.is_idle())
+    }
+
+    /// Own role.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    fn with_peer(&mut self, node: NodeId, f: impl FnOnce(&mut Self, usize)) {
+        if let Some(p) = self.peers.iter().position(|p| p.node == node) {
+            f(self, p);
+        }
+    }
+
+    /// Index of the peer if `link` still is its link.
+    pub(crate) fn live_peer(&self, node: NodeId, link: u64) -> Option<usize> {
+        let p = self.peers.iter().position(|p| p.node == node)?;
+        (self.peers[p].link_number() == Some(link)).then_some(p)
+    }
+
+    /// Index of a volume.
+    pub(crate) fn volume_index(&self, id: VolumeId) -> Option<usize> {
+        self.volumes.iter().position(|v| v.id == id)
+    }
+
+    /// Numbers an operation.
+    pub(crate) fn new_op(&mut self, op: Op) -> OpId {
+        OpId(self.ops.insert(op).raw())
+    }
+
+    /// Releases a range and starts what waited for it.
+    pub(crate) fn release_lock(&mut self, v: usize, lock: LockId) {
+        let mut granted = core::mem::take(&mut self.granted);
+        self.volumes[v].lock.release(lock, &mut granted);
+        for (lock, owner) in granted.drain(..) {
+            match owner {
+                LockOwner::Client(key) => self.gated.push_back(key),
+                LockOwner::Peer(key) => self.start_peer_write(key, lock),
+                LockOwner::Resync(key) => self.read_chunk(key, lock),
+            }
+        }
+        self.granted = granted;
+    }
+
+    /// Reports a change with its cause.
+    pub(crate) fn event(&mut self, what: What, severity: Severity, cause: String) {
+        self.out.push(Output::Event(Event { what, severity, cause }));
+    }
+
+    /// Tells all agreed peers role and disk states.
+    pub(crate) fn tell_state(&mut self) {
+        let disks: Vec<(u16, DiskState)> = self.volumes.iter().map(|v| (v.id.0, v.disk)).collect();
+        for p in 0..self.peers.len() {
+            if self.peers[p].is_agreed() {
+                let message = Message::State { role: self.role, disks: disks.clone() };
+                self.send_message(p, Channel::Data, &message);
+            }
+        }
+    }
+
+    fn state_received(&mut self, p: usize, role: Role, disks: &[(u16, DiskState)]) {
+        self.set_peer_role(p, role, "told by the peer");
+        if let Some(link) = &mut self.peers[p].link
+            && role == Role::Primary
+        {
+            link.granted = None;
+        }
+        for &(n, disk) in disks {
+            if let Some(v) = self.volume_index(VolumeId(n)) {
+                self.peer_disk_told(p, v, disk);
+            }
+        }
+    }
+
+    fn peer_disk_told(&mut self, p: usize, v: usize, disk: DiskState) {
+        self.set_peer_disk(p, v, disk, "told by the peer");
+        if disk == DiskState::Failed || disk == DiskState::Diskless {
+            // Unconfirmed writes may be lost with it: treat it as gone, marks and generation
+            // included. It comes back through a new handshake.
+            let text = "the peer lost its disk".to_string();
+            self.close_link(p, crate::event::ConnState::TearDown, text);
+        }
+    }
+
+    pub(crate) fn set_peer_disk(&mut self, p: usize, v: usize, state: DiskState, cause: &str) {
+        let pv = &mut self.peers[p].volumes[v];
+        let old = core::mem::replace(&mut pv.disk, state);
+        if old != state {
+            let (node, id) = (self.peers[p].node, self.volumes[v].id);
+            let what = What::PeerDisk(node, id, old, state);
+            self.event(what, Severity::Info, cause.to_string());
+        }
+    }
+
+    pub(crate) fn set_peer_role(&mut self, p: usize, role: Role, cause: &str) {
+        let old = core::mem::replace(&mut self.peers[p].role, role);
+        if old != role {
+            let node = self.peers[p].node;
+            self.event(What::PeerRole(node, old, role), Severity::Info, cause.to_string());
+        }
+    }
+
+    pub(crate) fn set_replication(&mut self, p: usize, v: usize, state: ReplState, cause: &str) {
+        let pv = &mut self.peers[p].volumes[v];
+        let old = core::mem::replace(&mut pv.replication, state);
+        if old != state {
+            let (node, id) = (self.peers[p].node, self.volumes[v].id);
+            let what = What::Replication(node, id, old, state);
+            self.event(what, Severity::Info, cause.to_string());
+        }
+    }
+}

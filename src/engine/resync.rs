@@ -1,0 +1,357 @@
+//! Resync. The source walks its bitmap: it locks a range against application writes, reads it, sends
+//! it behind everything sent before, and unlocks. The target applies in order of arrival under its
+//! own overlap lock, so a resync block can never land over a newer write. Bits are cleared when the
+//! block is *stable* on the target (the ack of its epoch's barrier), never earlier.
+//!
+//! Application writes are mirrored all the while. When no bit is left and nothing is unconfirmed the
+//! source tells the target its generations; the target adopts them on disk and is UpToDate.
+
+use crate::event::{DiskState, ReplState, Severity};
+use crate::generations::same;
+use crate::ids::{BufId, VolumeId};
+use crate::metadata::superblock::MdFlags;
+use crate::output::{Channel, Output, SendBody};
+use crate::overlap::{Acquired, LockId, Mode};
+use crate::resource::{Op, Resource};
+use crate::resync_rate::RateControl;
+use crate::slots::Key;
+use crate::time::Instant;
+use crate::transfer_log::Entry;
+use crate::volume::{LockOwner, Waiter};
+use alloc::format;
+use alloc::string::ToString;
+use twinblk_protocol::control::{Generations as WireGenerations, Message};
+use twinblk_protocol::frame::{Header, Kind};
+
+/// Largest resync block in bytes.
+const MAX_CHUNK: u64 = 256 << 10;
+/// Progress after which the target writes its bitmap to disk, so that an interrupted resync resumes.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// Names a [`Chunk`].
+pub(crate) type ChunkKey = Key<Chunk>;
+
+/// A range the source is about to send.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) peer: usize,
+    pub(crate) link: u64,
+    pub(crate) volume: usize,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) lock: Option<LockId>,
+}
+
+/// A running resync of one volume, on either side.
+#[derive(Debug)]
+pub(crate) struct Resync {
+    /// Where the walk over the bitmap is (source).
+    cursor: u64,
+    /// Bytes being read or sent and not acknowledged (source).
+    in_flight: u64,
+    /// Blocks sent and not stable (source).
+    unstable: u64,
+    /// The generations were told; waiting for the target to adopt them (source).
+    finish_sent: bool,
+    /// Adoption is on its way to the disk (target).
+    adopting: Option<WireGenerations>,
+    /// Bytes out of sync at the start.
+    pub(crate) total: u64,
+    pub(crate) rate: RateControl,
+    /// Bits left at the last checkpoint (target).
+    checkpoint: u64,
+}
+
+impl Resource {
+    /// The resync of a volume begins, on either side.
+    pub(crate) fn begin_resync(&mut self, p: usize, v: usize) {
+        let node = self.peers[p].node;
+        let total = self.volumes[v].out_of_sync(node);
+        let peer = self.peers[p].name.clone();
+        let role = self.peers[p].volumes[v].replication;
+        let text = format!("resync with {peer} begins as {role:?}: {total} bytes are out of sync");
+        self.incident(Severity::Info, text);
+        self.peers[p].volumes[v].resync = Some(Resync {
+            cursor: 0,
+            in_flight: 0,
+            unstable: 0,
+            finish_sent: false,
+            adopting: None,
+            total,
+            rate: RateControl::new(self.now),
+            checkpoint: total,
+        });
+    }
+
+    /// The link is lost, or the disk is.
+    pub(crate) fn drop_resync(&mut self, p: usize, v: usize) {
+        if self.peers[p].volumes[v].resync.take().is_some() {
+            let left = self.volumes[v].out_of_sync(self.peers[p].node);
+            let text = format!("resync interrupted; {left} bytes are still out of sync");
+            self.incident(Severity::Warning, text);
+        }
+    }
+
+    /// Source: starts as many blocks as window, rate and send queue allow.
+    pub(crate) fn pump_resync(&mut self, p: usize) {
+        for v in 0..self.volumes.len() {
+            if self.peers[p].volumes[v].replication != ReplState::SyncSource {
+                continue;
+            }
+            while self.resync_step(p, v) {}
+        }
+    }
+
+    fn resync_step(&mut self, p: usize, v: usize) -> bool {
+        let node = self.peers[p].node;
+        let app_busy = self.started > 0 || !self.gated.is_empty();
+        let options = &self.cfg.options;
+        let unsent = self.peers[p].unsent();
+        let (window, cap) = (options.resync_window, options.resync_max_rate);
+        let Some(resync) = &mut self.peers[p].volumes[v].resync else { return false };
+        if resync.finish_sent {
+            return false;
+        }
+        let window = resync.rate.window(window, app_busy);
+        if resync.in_flight >= window.max(MAX_CHUNK) || unsent > window.max(MAX_CHUNK) {
+            return false;
+        }
+        if !resync.rate.may_send(self.now, cap) {
+            return false;
+        }
+        let Some(bitmap) = self.volumes[v].bitmap(node) else { return false };
+        if let Some((offset, len)) = bitmap.next_run(resync.cursor, MAX_CHUNK) {
+            resync.cursor = offset + len;
+            resync.in_flight += len;
+            resync.unstable += 1;
+            resync.rate.sent(self.now, len);
+            self.start_chunk(p, v, offset, len);
+            return true;
+        }
+        if resync.unstable > 0 {
+            // The pass is over; the bits of its last blocks fall with their barrier's ack.
+            if resync.in_flight == 0 && self.peers[p].log.open_count() > 0 {
+                self.send_barrier(p, false);
+            }
+            return false;
+        }
+        if bitmap.count_set() > 0 {
+            resync.cursor = 0;
+            return true;
+        }
+        self.finish_source(p, v);
+        false
+    }
+
+    fn start_chunk(&mut self, p: usize, v: usize, offset: u64, len: u64) {
+        let link = self.peers[p].link_number().unwrap_or(0);
+        let chunk = Chunk { peer: p, link, volume: v, offset, len, lock: None };
+        let key = self.chunks.insert(chunk);
+        let owner = LockOwner::Resync(key);
+        match self.volumes[v].lock.acquire(offset, len, Mode::Shared, owner) {
+            Acquired::Granted(lock) => self.read_chunk(key, lock),
+            Acquired::Waiting(_) => {}
+        }
+    }
+
+    /// Source: the range is locked, read it.
+    pub(crate) fn read_chunk(&mut self, key: ChunkKey, lock: LockId) {
+        let op = self.new_op(Op::ResyncRead(key));
+        let Some(chunk) = self.chunks.get_mut(key) else { return };
+        chunk.lock = Some(lock);
+        let (v, offset) = (chunk.volume, chunk.offset);
+        let len = u32::try_from(chunk.len).expect("chunks are small");
+        let volume = self.volumes[v].id;
+        self.out.push(Output::DiskRead { op, volume, offset, len, buf: None });
+    }
+
+    /// Source: the range is read; send it behind everything sent so far, then unlock.
+    pub(crate) fn chunk_read(
+        &mut self,
+        key: ChunkKey,
+        result: Result<(), i32>,
+        zero: bool,
+        buf: Option<BufId>,
+    ) {
+        let Some(chunk) = self.chunks.remove(key) else { return };
+        let p = chunk.peer;
+        let live = self.peers[p].link_number() == Some(chunk.link)
+            && self.peers[p].volumes[chunk.volume].resync.is_some();
+        match result {
+            Ok(()) if live => self.send_chunk(&chunk, zero, buf),
+            Ok(()) => {}
+            Err(errno) => self.disk_failed(chunk.volume, errno, "a resync read"),
+        }
+        if let Some(buf) = buf {
+            self.out.push(Output::ReleaseBuf(buf));
+        }
+        if let Some(lock) = chunk.lock {
+            self.release_lock(chunk.volume, lock);
+        }
+    }
+
+    fn send_chunk(&mut self, chunk: &Chunk, zero: bool, buf: Option<BufId>) {
+        let p = chunk.peer;
+        let id = self.volumes[chunk.volume].id;
+        let (seq, epoch) = self.peers[p].log.push(Entry {
+            volume: id,
+            offset: chunk.offset,
+            len: chunk.len,
+            epoch: 0,
+            sent: self.now,
+            request: None,
+            resync: true,
+            acked: false,
+            stable: false,
+        });
+        let (kind, body) = match buf {
+            Some(buf) if !zero => {
+                let len = u32::try_from(chunk.len).expect("chunks are small");
+                (Kind::ResyncData, SendBody::Buf { buf, len })
+            }
+            _ => (Kind::ResyncZeroes, SendBody::None),
+        };
+        let mut header = Header::new(kind);
+        (header.volume, header.seq, header.epoch) = (id.0, seq, epoch);
+        (header.offset, header.size) = (chunk.offset, chunk.len);
+        self.send(p, Channel::Data, header, body);
+        self.close_full_epoch(p);
+    }
+
+    /// Source: the target has written a block.
+    pub(crate) fn resync_acked(&mut self, p: usize, volume: VolumeId, len: u64) {
+        let Some(v) = self.volume_index(volume) else { return };
+        if let Some(resync) = &mut self.peers[p].volumes[v].resync {
+            resync.in_flight = resync.in_flight.saturating_sub(len);
+            resync.rate.acked(self.now, len);
+        }
+    }
+
+    /// Source: a block is stable on the target.
+    pub(crate) fn resync_stable(&mut self, p: usize, entry: &Entry) {
+        let node = self.peers[p].node;
+        let Some(v) = self.volume_index(entry.volume) else { return };
+        if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
+            bitmap.clear_bytes(entry.offset, entry.len);
+        }
+        if !entry.acked {
+            self.resync_acked(p, entry.volume, entry.len);
+        }
+        if let Some(resync) = &mut self.peers[p].volumes[v].resync {
+            resync.unstable -= 1;
+        }
+    }
+
+    /// Source: no bit is left and nothing is unconfirmed. From here on the target counts as having
+    /// our generation: a write it misses makes a new one.
+    fn finish_source(&mut self, p: usize, v: usize) {
+        let node = self.peers[p].node;
+        if let Some(resync) = &mut self.peers[p].volumes[v].resync {
+            resync.finish_sent = true;
+        }
+        let volume = &mut self.volumes[v];
+        volume.generations.resync_finished_with(node);
+        let generations = WireGenerations {
+            current: volume.generations.current,
+            history: volume.generations.history().collect(),
+        };
+        let message = Message::ResyncFinished { volume: volume.id.0, generations };
+        self.send_message(p, Channel::Data, &message);
+    }
+
+    /// Target: the source says that nothing is missing any more.
+    pub(crate) fn resync_finished_received(
+        &mut self,
+        p: usize,
+        v: usize,
+        generations: WireGenerations,
+    ) {
+        let node = self.peers[p].node;
+        let left = self.volumes[v].bitmap(node).map_or(0, |b| b.count_set());
+        let state = self.peers[p].volumes[v].replication;
+        if state != ReplState::SyncTarget || left > 0 {
+            let text = format!("resync finished while {state:?} with {left} blocks out of sync");
+            return self.protocol_error(p, text);
+        }
+        if let Some(resync) = &mut self.peers[p].volumes[v].resync {
+            resync.adopting = Some(generations);
+        }
+    }
+
+    /// Target: adopts the source's generations once everything before is on the disk and flushed.
+    pub(crate) fn try_adopt(&mut self, p: usize) {
+        let node = self.peers[p].node;
+        let Some(link) = self.peers[p].link_number() else { return };
+        for v in 0..self.volumes.len() {
+            let Some(resync) = &mut self.peers[p].volumes[v].resync else { continue };
+            let Some(generations) = resync.adopting.take() else { continue };
+            let volume = &mut self.volumes[v];
+            volume.generations.adopt(node, generations.current, &generations.history);
+            self.set_flags(v, MdFlags::CONSISTENT, true);
+            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
+            self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+            self.commit(v, true, Some(Waiter::ResyncAdopted(node, link)));
+        }
+    }
+
+    /// Target: the adopted generations are on the disk.
+    pub(crate) fn resync_adopted(&mut self, p: usize, v: usize) {
+        let name = self.peers[p].name.clone();
+        self.peers[p].volumes[v].resync = None;
+        let reason = format!("resync from {name} finished");
+        self.set_disk(v, DiskState::UpToDate, reason.clone());
+        self.set_replication(p, v, ReplState::Established, &reason);
+        let message = Message::ResyncFinishedAck {
+            volume: self.volumes[v].id.0,
+            current: self.volumes[v].generations.current,
+        };
+        self.send_message(p, Channel::Data, &message);
+        self.tell_state();
+    }
+
+    /// Source: the target has adopted.
+    pub(crate) fn resync_finished_ack_received(&mut self, p: usize, v: usize, current: u64) {
+        let finish_sent =
+            self.peers[p].volumes[v].resync.as_ref().is_some_and(|r| r.finish_sent);
+        if !finish_sent || !same(current, self.volumes[v].generations.current) {
+            let text = "a resync was confirmed that was not finished".to_string();
+            return self.protocol_error(p, text);
+        }
+        self.peers[p].volumes[v].resync = None;
+        let reason = format!("resync to {} finished", self.peers[p].name);
+        self.incident(Severity::Info, reason.clone());
+        self.set_peer_disk(p, v, DiskState::UpToDate, &reason);
+        self.set_replication(p, v, ReplState::Established, &reason);
+        self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+        self.commit(v, true, None);
+    }
+
+    /// Target: writes the bitmap to the disk every so often.
+    pub(crate) fn resync_checkpoint(&mut self, p: usize) {
+        let node = self.peers[p].node;
+        for v in 0..self.volumes.len() {
+            if self.peers[p].volumes[v].replication != ReplState::SyncTarget {
+                continue;
+            }
+            let left = self.volumes[v].out_of_sync(node);
+            let now = self.now;
+            let Some(resync) = &mut self.peers[p].volumes[v].resync else { continue };
+            resync.rate.target_progress(now, resync.total.max(left) - left);
+            if left + CHECKPOINT_BYTES <= resync.checkpoint && self.volumes[v].meta.is_idle() {
+                resync.checkpoint = left;
+                self.commit(v, true, None);
+            }
+        }
+    }
+
+    /// When the rate allows the next block, or progress is to be measured.
+    pub(crate) fn resync_deadline(&self, p: usize) -> Option<Instant> {
+        let cap = self.cfg.options.resync_max_rate;
+        self.peers[p]
+            .volumes
+            .iter()
+            .filter(|v| v.replication == ReplState::SyncSource)
+            .filter_map(|v| v.resync.as_ref().filter(|r| !r.finish_sent)?.rate.deadline(cap))
+            .min()
+    }
+}

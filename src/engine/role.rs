@@ -1,0 +1,310 @@
+//! Becoming Primary and Secondary.
+//!
+//! Promotion: local checks → consent of every connected peer → the PrimaryIndicator is on the disk
+//! of every volume → Primary. Demotion: no client holds the export → writes are drained, flushed
+//! here and on the peers → bitmap and cleared indicator are on the disk → Secondary.
+
+use crate::command::{CommandResult, Refusal, RefusalKind};
+use crate::event::{DiskState, Role, Severity, What};
+use crate::ids::CommandId;
+use crate::metadata::superblock::MdFlags;
+use crate::output::Output;
+use crate::peer::AskedWhat;
+use crate::resource::{Op, Resource};
+use crate::volume::Waiter;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use twinblk_protocol::control::Change;
+
+/// A change of the role under way.
+#[derive(Debug)]
+pub(crate) struct RoleChange {
+    pub(crate) command: Option<CommandId>,
+    pub(crate) step: Step,
+}
+
+/// Where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Waiting for the peers' consent.
+    Consent { force: bool },
+    /// The indicator is on its way to the disks of so many volumes.
+    Promoting { left: usize, force: bool },
+    /// Started writes are ending.
+    Draining,
+    /// Local flushes and peers' barriers: so many local flushes left.
+    Flushing { left: usize },
+    /// Metadata on their way to the disks of so many volumes.
+    Demoting { left: usize },
+}
+
+fn refuse(kind: RefusalKind, reason: impl Into<String>, way_out: impl Into<String>) -> Refusal {
+    Refusal { kind, reason: reason.into(), way_out: way_out.into() }
+}
+
+impl Resource {
+    /// `primary [--force]`.
+    pub(crate) fn promote(&mut self, id: CommandId, force: bool) {
+        if self.role == Role::Primary {
+            return self.done(id, Ok(format!("{} is already Primary", self.cfg.me.name)));
+        }
+        if let Err(refusal) = self.may_promote(force, false) {
+            return self.done(id, Err(refusal));
+        }
+        self.role_change =
+            Some(RoleChange { command: Some(id), step: Step::Consent { force } });
+        for p in 0..self.peers.len() {
+            if self.peers[p].is_agreed() {
+                self.ask(p, AskedWhat::Promote, Change::Promote);
+            }
+        }
+        self.promotion_consent();
+    }
+
+    /// What stands against a promotion. Before a connected peer is `asked`, what it last said of its
+    /// role does not count: it may just have been demoted, and will say so itself.
+    pub(crate) fn may_promote(&self, force: bool, asked: bool) -> Result<(), Refusal> {
+        let name = &self.cfg.name;
+        if self.stopping.is_some() {
+            return Err(refuse(RefusalKind::State, "the resource is going down", ""));
+        }
+        for peer in &self.peers {
+            if peer.role == Role::Primary && (asked || !peer.is_agreed()) {
+                return Err(refuse(
+                    RefusalKind::State,
+                    format!("{} is Primary", peer.name),
+                    format!("run `twinblk secondary {name}` on {} first", peer.name),
+                ));
+            }
+            if peer.link.as_ref().is_some_and(|l| l.granted.is_some()) {
+                return Err(refuse(
+                    RefusalKind::State,
+                    format!("{} is being promoted at this moment", peer.name),
+                    "look at `twinblk status` and try again if it did not become Primary",
+                ));
+            }
+        }
+        for (v, volume) in self.volumes.iter().enumerate() {
+            if !volume.has_disk() {
+                return Err(refuse(
+                    RefusalKind::NoDisk,
+                    format!("{} has no usable disk here: {}", volume.id, volume.disk_reason),
+                    format!("mend the disk, then `twinblk down {name}` and `twinblk up {name}`"),
+                ));
+            }
+            if volume.disk == DiskState::UpToDate {
+                continue;
+            }
+            let better = self.peers.iter().find(|p| p.volumes[v].disk == DiskState::UpToDate);
+            if let Some(peer) = better {
+                return Err(refuse(
+                    RefusalKind::NoUpToDateData,
+                    format!(
+                        "{} is {:?} here, {} has current data",
+                        volume.id, volume.disk, peer.name
+                    ),
+                    format!("wait for the resync: `twinblk wait-sync {name}`"),
+                ));
+            }
+            if !force {
+                return Err(refuse(
+                    RefusalKind::NoUpToDateData,
+                    format!(
+                        "{} is {:?} here and no UpToDate copy is in reach: {}",
+                        volume.id, volume.disk, volume.disk_reason
+                    ),
+                    format!(
+                        "connect a node that has current data, or, if there is none, declare this \
+                         copy current with `twinblk primary --force {name}` (whatever another \
+                         copy has that this one has not is given up)"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on once no peer's answer is missing.
+    pub(crate) fn promotion_consent(&mut self) {
+        let Some(RoleChange { step: Step::Consent { force }, .. }) = self.role_change else {
+            return;
+        };
+        let waiting = self.peers.iter().any(|p| {
+            p.link
+                .as_ref()
+                .and_then(|l| l.asked.as_ref())
+                .is_some_and(|a| a.what == AskedWhat::Promote)
+        });
+        if waiting {
+            return;
+        }
+        // The world may have changed while the peers were asked.
+        if let Err(refusal) = self.may_promote(force, true) {
+            return self.end_role_change(Err(refusal));
+        }
+        let left = self.volumes.len();
+        if let Some(change) = &mut self.role_change {
+            change.step = Step::Promoting { left, force };
+        }
+        for v in 0..left {
+            if self.volumes[v].disk != DiskState::UpToDate {
+                let fresh = self.rng.uuid();
+                let peers = self.peers.iter().map(|p| p.node);
+                self.volumes[v].generations.force_new_current(fresh, peers);
+                self.set_flags(v, MdFlags::CONSISTENT, true);
+            }
+            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
+            self.set_flags(v, MdFlags::PRIMARY_INDICATOR, true);
+            self.volumes[v].generations.set_primary_bit(true);
+            let size = self.volumes[v].size();
+            self.set_agreed_size(v, size);
+            self.commit(v, true, Some(Waiter::Promoted));
+        }
+    }
+
+    /// The indicator of a volume is on its disk.
+    pub(crate) fn promoted(&mut self) {
+        let Some(change) = &mut self.role_change else { return };
+        let Step::Promoting { left, force } = &mut change.step else { return };
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
+        let force = *force;
+        let mut renegotiate = false;
+        for v in 0..self.volumes.len() {
+            if self.volumes[v].disk != DiskState::UpToDate {
+                renegotiate = true;
+                let reason = "declared current by `primary --force`".to_string();
+                self.set_disk(v, DiskState::UpToDate, reason);
+            }
+        }
+        self.set_role(Role::Primary, if force { "primary --force" } else { "promoted" });
+        let text = format!("{} is Primary now", self.cfg.me.name);
+        self.end_role_change(Ok(text));
+        self.tell_state();
+        if renegotiate {
+            self.renegotiate("the data of this node were declared current");
+        }
+    }
+
+    /// `secondary`.
+    pub(crate) fn demote(&mut self, id: Option<CommandId>) {
+        if self.role != Role::Primary {
+            if let Some(id) = id {
+                self.done(id, Ok(format!("{} is already Secondary", self.cfg.me.name)));
+            }
+            return;
+        }
+        if let Some(refusal) = self.in_use() {
+            if let Some(id) = id {
+                self.done(id, Err(refusal));
+            }
+            return;
+        }
+        self.role_change = Some(RoleChange { command: id, step: Step::Draining });
+    }
+
+    /// Who holds the export, as a refusal.
+    pub(crate) fn in_use(&self) -> Option<Refusal> {
+        let names: Vec<&str> =
+            self.clients.iter().map(|(_, c)| c.name.as_str()).collect();
+        if names.is_empty() {
+            return None;
+        }
+        Some(refuse(
+            RefusalKind::InUse,
+            format!("{} client(s) hold the export: {}", names.len(), names.join(", ")),
+            "end them (unmount the file system, disconnect the NBD client), then try again",
+        ))
+    }
+
+    /// Drives a demotion.
+    pub(crate) fn demotion_progress(&mut self) {
+        match self.role_change.as_ref().map(|c| c.step) {
+            Some(Step::Draining) if self.started == 0 && self.requests.len() == 0 => {
+                let left = self.volumes.len();
+                for v in 0..left {
+                    let op = self.new_op(Op::DemoteFlush);
+                    self.out.push(Output::DiskFlush { op, volume: self.volumes[v].id });
+                }
+                for p in 0..self.peers.len() {
+                    if !self.peers[p].log.is_empty() {
+                        self.send_barrier(p, true);
+                    }
+                }
+                if let Some(change) = &mut self.role_change {
+                    change.step = Step::Flushing { left };
+                }
+            }
+            Some(Step::Flushing { left: 0 }) => {
+                let owed = self.peers.iter().any(|p| p.log.application_writes() > 0);
+                let bumping = self.volumes.iter().any(|v| v.bump_running);
+                if owed || bumping {
+                    return;
+                }
+                let left = self.volumes.len();
+                if let Some(change) = &mut self.role_change {
+                    change.step = Step::Demoting { left };
+                }
+                for v in 0..left {
+                    self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
+                    self.volumes[v].generations.set_primary_bit(false);
+                    self.commit(v, true, Some(Waiter::Demoted));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A flush of the demotion ended.
+    pub(crate) fn demote_flushed(&mut self, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            for v in 0..self.volumes.len() {
+                self.disk_failed(v, errno, "a flush");
+            }
+        }
+        if let Some(RoleChange { step: Step::Flushing { left }, .. }) = &mut self.role_change {
+            *left -= 1;
+        }
+    }
+
+    /// The metadata of a volume say Secondary.
+    pub(crate) fn demoted(&mut self) {
+        let Some(RoleChange { step: Step::Demoting { left }, .. }) = &mut self.role_change else {
+            return;
+        };
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
+        self.set_role(Role::Secondary, "demoted");
+        let text = format!("{} is Secondary now", self.cfg.me.name);
+        self.end_role_change(Ok(text));
+        self.tell_state();
+    }
+
+    /// The change is over, one way or the other.
+    pub(crate) fn end_role_change(&mut self, result: CommandResult) {
+        let Some(change) = self.role_change.take() else { return };
+        let commit = result.is_ok();
+        self.finish_asked(AskedWhat::Promote, commit);
+        if let Some(id) = change.command {
+            self.done(id, result);
+        }
+    }
+
+    /// Metadata could not be written: the change cannot be carried out.
+    pub(crate) fn fail_role_change(&mut self, reason: &str) {
+        let way_out = "mend the disk, then take the resource down and up again";
+        self.end_role_change(Err(refuse(RefusalKind::NoDisk, reason, way_out)));
+    }
+
+    pub(crate) fn set_role(&mut self, role: Role, cause: &str) {
+        let old = core::mem::replace(&mut self.role, role);
+        if old != role {
+            self.event(What::Role(old, role), Severity::Info, cause.to_string());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A picture of the resource for `status`, `role`, `cstate`, `dstate` and their JSON form.
+
+use crate::event::{ConnState, DiskState, ReplState, Role};
+use crate::ids::{NodeId, VolumeId};
+use crate::time::Instant;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Progress of a resync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResyncProgress {
+    /// Bytes out of sync when it began (grows if writes dirty more).
+    pub total: u64,
+    /// Bytes still to go.
+    pub left: u64,
+    /// Bytes per second of the last seconds.
+    pub rate: u64,
+    /// Seconds to go at that rate; `None` when it cannot be told.
+    pub eta: Option<u64>,
+    /// What limits it, in words.
+    pub limited_by: &'static str,
+}
+
+/// A volume towards one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerVolumeStatus {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Replication state.
+    pub replication: ReplState,
+    /// The peer's disk.
+    pub peer_disk: DiskState,
+    /// Bytes marked out of sync towards this peer.
+    pub out_of_sync: u64,
+    /// Running resync.
+    pub resync: Option<ResyncProgress>,
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Number.
+    pub node: NodeId,
+    /// Name.
+    pub name: String,
+    /// Connection state.
+    pub connection: ConnState,
+    /// Its role.
+    pub role: Role,
+    /// Why it is as it is, in words.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
+    /// Bytes queued for it and not yet handed to the kernel.
+    pub unsent: u64,
+    /// Writes it has not confirmed as stable.
+    pub transfer_log: u64,
+    /// Volumes.
+    pub volumes: Vec<PeerVolumeStatus>,
+}
+
+/// One local volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeStatus {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Disk state.
+    pub disk: DiskState,
+    /// Why, in words.
+    pub reason: String,
+    /// Usable size in bytes (agreed with the peers where known).
+    pub size: u64,
+    /// Smallest I/O in bytes.
+    pub block_size: u32,
+    /// Current generation.
+    pub current_uuid: u64,
+}
+
+/// The resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Name.
+    pub resource: String,
+    /// This node's number.
+    pub node: NodeId,
+    /// This node's name.
+    pub node_name: String,
+    /// Role.
+    pub role: Role,
+    /// Writes are held back, for this reason.
+    pub suspended: Option<String>,
+    /// Clients that hold the export.
+    pub open_clients: Vec<String>,
+    /// Volumes.
+    pub volumes: Vec<VolumeStatus>,
+    /// Peers.
+    pub peers: Vec<PeerStatus>,
+}

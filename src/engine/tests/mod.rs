@@ -1,0 +1,7 @@
+//! Scenarios on two real engines with simulated disks, links and time: every story of the design's
+//! decision table from first bring-up to split brain, each under many seeds that choose the order in
+//! which completions and frames arrive.
+
+mod pair;
+mod random;
+mod scenarios;

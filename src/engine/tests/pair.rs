@@ -1,0 +1,611 @@
+//! Two engines in a box. Nothing is real and nothing is random: a seed decides which of the waiting
+//! completions and frames arrives next.
+//!
+//! Disk model: a write is in the volatile cache until a flush (or stable at once with FUA); a crash
+//! keeps each unflushed write or loses it, as the seed says. Link model: two ordered streams each way,
+//! which may be cut at any moment; what was not delivered is lost.
+
+use crate::command::{Command, CommandResult};
+use crate::config::{NodeConfig, Options, ResourceConfig, VolumeConfig};
+use crate::event::{ConnState, DiskState, ReplState, Role};
+use crate::ids::{BufId, CommandId, NodeId, ReqTag, VolumeId};
+use crate::input::{Body, ClientRequest, DiskDone, Input, RequestKind};
+use crate::metadata::layout::Layout;
+use crate::metadata::open::{ReadAt, ReadError};
+use crate::metadata::{create, open};
+use crate::output::{Channel, Output, ReplyError, SendBody};
+use crate::resource::Resource;
+use crate::rng::Rng;
+use crate::status::Status;
+use crate::time::{Duration, Instant};
+use std::collections::{BTreeMap, VecDeque};
+use twinblk_protocol::control::{Message, Protocol};
+use twinblk_protocol::frame::{Header, Kind};
+
+pub(crate) const DATA: u64 = 4 << 20;
+pub(crate) const V: VolumeId = VolumeId(0);
+
+/// A disk with a volatile cache.
+#[derive(Default)]
+struct Disk {
+    /// What is read back now.
+    now: Vec<u8>,
+    /// What survives a power cut.
+    stable: Vec<u8>,
+    /// Unflushed writes in order.
+    cache: Vec<(u64, Vec<u8>)>,
+}
+
+impl Disk {
+    fn new(len: u64) -> Self {
+        let zeros = vec![0; usize::try_from(len).expect("small")];
+        Self { now: zeros.clone(), stable: zeros, cache: Vec::new() }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
+        let at = usize::try_from(offset).expect("small");
+        self.now[at..at + data.len()].copy_from_slice(data);
+        if fua {
+            self.stable[at..at + data.len()].copy_from_slice(data);
+        } else {
+            self.cache.push((offset, data.to_vec()));
+        }
+    }
+
+    fn flush(&mut self) {
+        self.cache.clear();
+        self.stable.copy_from_slice(&self.now);
+    }
+
+    fn power_cut(&mut self, rng: &mut Rng) {
+        for (offset, data) in core::mem::take(&mut self.cache) {
+            if rng.next() % 2 == 0 {
+                let at = usize::try_from(offset).expect("small");
+                self.stable[at..at + data.len()].copy_from_slice(&data);
+            }
+        }
+        self.now.copy_from_slice(&self.stable);
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl ReadAt for Reader<'_> {
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let at = usize::try_from(offset).expect("small");
+        buf.copy_from_slice(&self.0[at..at + buf.len()]);
+        Ok(())
+    }
+}
+
+/// A machine.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) engine: Option<Resource>,
+    disk: Disk,
+    incarnation: u64,
+    bufs: BTreeMap<u32, Vec<u8>>,
+    next_buf: u32,
+    /// Disk and metadata completions that wait to be delivered, in any order.
+    completions: Vec<Input>,
+    want: bool,
+    pub(crate) replies: BTreeMap<u64, Result<(), ReplyError>>,
+    pub(crate) answers: BTreeMap<u64, CommandResult>,
+    pub(crate) log: Vec<String>,
+    reads: BTreeMap<u64, u32>,
+    pub(crate) stopped: bool,
+}
+
+/// One direction of one socket.
+#[derive(Default)]
+struct Stream(VecDeque<(Header, Vec<u8>)>);
+
+/// The box.
+pub(crate) struct Pair {
+    pub(crate) nodes: [Node; 2],
+    pub(crate) now: Instant,
+    rng: Rng,
+    options: Options,
+    /// streams[from][channel]
+    streams: [[Stream; 2]; 2],
+    sent: [u64; 2],
+    up: bool,
+    /// The cable.
+    pub(crate) cable: bool,
+    closing: [bool; 2],
+    next_tag: u64,
+    next_command: u64,
+}
+
+fn layout() -> Layout {
+    // Internal metadata behind DATA bytes of data.
+    let mut size = DATA + (64 << 10);
+    loop {
+        let layout = Layout::internal(size, 4096, 1).expect("a sane size");
+        if layout.data_size >= DATA {
+            return layout;
+        }
+        size += 4096;
+    }
+}
+
+impl Pair {
+    pub(crate) fn new(seed: u64, protocol: Protocol) -> Self {
+        let layout = layout();
+        let node = |id: u8| {
+            let mut disk = Disk::new(layout.disk_size);
+            let params = create::CreateParams {
+                layout: layout.clone(),
+                resource: "r0",
+                volume: V,
+                node: NodeId(id),
+                peers: &[NodeId(1 - id)],
+                device_uuid: 77 + u64::from(id),
+                block_size: 512,
+            };
+            create::create(params, &mut |offset, data: &[u8]| {
+                disk.write(offset, data, true);
+                Ok::<(), ()>(())
+            })
+            .expect("memory does not fail");
+            Node {
+                id: NodeId(id),
+                engine: None,
+                disk,
+                incarnation: 0,
+                bufs: BTreeMap::new(),
+                next_buf: 0,
+                completions: Vec::new(),
+                want: false,
+                replies: BTreeMap::new(),
+                answers: BTreeMap::new(),
+                log: Vec::new(),
+                reads: BTreeMap::new(),
+                stopped: false,
+            }
+        };
+        let options = Options { protocol, ..Options::default() };
+        Self {
+            nodes: [node(0), node(1)],
+            now: Instant(1),
+            rng: Rng::new(seed),
+            options,
+            streams: Default::default(),
+            sent: [0; 2],
+            up: false,
+            cable: true,
+            closing: [false; 2],
+            next_tag: 0,
+            next_command: 0,
+        }
+    }
+
+    /// Two nodes, connected, the first Primary, in sync.
+    pub(crate) fn in_sync(seed: u64, protocol: Protocol) -> Self {
+        let mut pair = Self::new(seed, protocol);
+        pair.start(0);
+        pair.start(1);
+        pair.settle();
+        pair.order(0, Command::Primary { force: true }).expect("the first promotion is forced");
+        pair.settle();
+        pair.expect_in_sync();
+        pair
+    }
+
+    pub(crate) fn rng(&mut self) -> u64 {
+        self.rng.next()
+    }
+
+    /// Starts the engine on a node: attaches the disk.
+    pub(crate) fn start(&mut self, n: usize) {
+        let seed = self.rng.next();
+        let incarnation = self.rng.next() | 1;
+        let node = &mut self.nodes[n];
+        let name = |id: u8| if id == 0 { "alpha" } else { "bravo" }.to_string();
+        let id = node.id;
+        node.incarnation = incarnation;
+        node.stopped = false;
+        node.engine = Some(Resource::new(ResourceConfig {
+            name: "r0".into(),
+            me: NodeConfig { id, name: name(id.0) },
+            peers: vec![NodeConfig { id: NodeId(1 - id.0), name: name(1 - id.0) }],
+            volumes: vec![VolumeConfig { volume: V, block_size: 512 }],
+            options: self.options.clone(),
+            incarnation,
+            seed,
+        }));
+        let size = node.disk.now.len() as u64;
+        let mut reader = Reader(&node.disk.now);
+        let recovered = open::open(
+            &mut reader,
+            size,
+            size,
+            crate::metadata::layout::Placement::Internal,
+        )
+        .expect("metadata survive everything this box does to them");
+        self.feed(
+            n,
+            Input::Attached {
+                volume: V,
+                recovered: Box::new(recovered),
+                no_volatile_cache: false,
+            },
+        );
+    }
+
+    /// Power cut: the engine is gone, unflushed writes are kept or lost at random.
+    pub(crate) fn crash(&mut self, n: usize) {
+        self.nodes[n].engine = None;
+        self.nodes[n].completions.clear();
+        self.nodes[n].bufs.clear();
+        self.nodes[n].reads.clear();
+        self.nodes[n].want = false;
+        let mut rng = Rng::new(self.rng.next());
+        self.nodes[n].disk.power_cut(&mut rng);
+        self.drop_link("the peer crashed");
+    }
+
+    /// The cable is cut; both sides notice.
+    pub(crate) fn cut(&mut self) {
+        self.cable = false;
+        self.drop_link("the cable was cut");
+    }
+
+    fn drop_link(&mut self, reason: &str) {
+        self.streams = Default::default();
+        if core::mem::take(&mut self.up) {
+            for n in 0..2 {
+                let peer = NodeId(1 - self.nodes[n].id.0);
+                self.feed(n, Input::LinkDown { peer, reason: reason.into() });
+            }
+        }
+        self.closing = [false; 2];
+    }
+
+    pub(crate) fn feed(&mut self, n: usize, input: Input) {
+        let mut out = Vec::new();
+        let now = self.now;
+        if let Some(engine) = &mut self.nodes[n].engine {
+            engine.handle(now, input, &mut out);
+        }
+        for output in out {
+            self.carry_out(n, output);
+        }
+    }
+
+    fn carry_out(&mut self, n: usize, output: Output) {
+        let node = &mut self.nodes[n];
+        match output {
+            Output::DiskRead { op, offset, len, buf, .. } => {
+                let at = usize::try_from(offset).expect("small");
+                let data = node.disk.now[at..at + len as usize].to_vec();
+                let zero = data.iter().all(|&b| b == 0);
+                let given = buf.unwrap_or_else(|| {
+                    node.next_buf += 1;
+                    BufId(node.next_buf)
+                });
+                node.bufs.insert(given.0, data);
+                let new = buf.is_none().then_some(given);
+                let done = DiskDone { op, result: Ok(()), zero, buf: new };
+                node.completions.push(Input::Disk(done));
+            }
+            Output::DiskWrite { op, offset, len, buf, fua, .. } => {
+                let data = node.bufs.get(&buf.0).expect("the engine holds the buffer").clone();
+                assert_eq!(data.len(), len as usize);
+                assert!(offset + u64::from(len) <= layout().data_size, "data stay in the data area");
+                node.disk.write(offset, &data, fua);
+                let done = DiskDone { op, result: Ok(()), zero: false, buf: None };
+                node.completions.push(Input::Disk(done));
+            }
+            Output::DiskZero { op, offset, len, fua, .. } => {
+                node.disk.write(offset, &vec![0; usize::try_from(len).expect("small")], fua);
+                let done = DiskDone { op, result: Ok(()), zero: false, buf: None };
+                node.completions.push(Input::Disk(done));
+            }
+            Output::DiskFlush { op, .. } => {
+                node.disk.flush();
+                let done = DiskDone { op, result: Ok(()), zero: false, buf: None };
+                node.completions.push(Input::Disk(done));
+            }
+            Output::MetaWrite { op, offset, data, fua, .. } => {
+                assert!(offset >= layout().data_size, "metadata stay in the metadata area");
+                node.disk.write(offset, &data, fua);
+                node.completions.push(Input::Meta { op, result: Ok(()) });
+            }
+            Output::MetaFlush { op, .. } => {
+                node.disk.flush();
+                node.completions.push(Input::Meta { op, result: Ok(()) });
+            }
+            Output::Send { channel, header, body, .. } => {
+                let bytes = match body {
+                    SendBody::None => Vec::new(),
+                    SendBody::Buf { buf, .. } => {
+                        node.bufs.get(&buf.0).expect("not yet released").clone()
+                    }
+                    SendBody::Bytes(bytes) => bytes,
+                };
+                if self.up {
+                    let c = usize::from(channel == Channel::Control);
+                    self.streams[n][c].0.push_back((header, bytes));
+                }
+            }
+            Output::Reply { tag, result } => {
+                let old = node.replies.insert(tag.0, result);
+                assert!(old.is_none(), "a request is answered once");
+            }
+            Output::ReleaseBuf(buf) => {
+                assert!(node.bufs.remove(&buf.0).is_some(), "a buffer is released once");
+            }
+            Output::CloseLink { .. } => self.closing[n] = self.up,
+            Output::WantLink { want, .. } => node.want = want,
+            Output::CommandDone { id, result } => {
+                node.answers.insert(id.0, result);
+            }
+            Output::Event(event) => {
+                node.log.push(format!("{:?} {:?}: {}", event.severity, event.what, event.cause));
+            }
+            Output::Stopped => node.stopped = true,
+        }
+    }
+
+    /// Delivers one thing that waits. Answers whether there was any.
+    pub(crate) fn step(&mut self) -> bool {
+        if !self.up
+            && self.cable
+            && self.nodes.iter().all(|n| n.want && n.engine.is_some() && !n.stopped)
+        {
+            self.up = true;
+            self.closing = [false; 2];
+            self.sent = [0; 2];
+            for n in 0..2 {
+                let peer = NodeId(1 - self.nodes[n].id.0);
+                self.feed(n, Input::LinkUp { peer });
+            }
+            return true;
+        }
+        // (kind, node): 0 completion, 1 data from node, 2 control from node.
+        let mut choices = Vec::new();
+        for n in 0..2 {
+            if !self.nodes[n].completions.is_empty() {
+                choices.push((0, n));
+            }
+            for c in 0..2 {
+                if !self.streams[n][c].0.is_empty() {
+                    choices.push((1 + c, n));
+                }
+            }
+        }
+        if choices.is_empty() {
+            if self.up && self.closing.iter().any(|&c| c) {
+                self.drop_link("closed by the peer");
+                return true;
+            }
+            return false;
+        }
+        let pick = usize::try_from(self.rng.next() % choices.len() as u64).expect("small");
+        let (kind, n) = choices[pick];
+        if kind == 0 {
+            let list = &mut self.nodes[n].completions;
+            let i = usize::try_from(self.rng.next() % list.len() as u64).expect("small");
+            let input = list.swap_remove(i);
+            self.feed(n, input);
+        } else {
+            let (header, bytes) = self.streams[n][kind - 1].0.pop_front().expect("chosen");
+            self.deliver(n, kind - 1, header, bytes);
+        }
+        self.now = self.now + Duration::from_micros(10);
+        true
+    }
+
+    fn deliver(&mut self, from: usize, channel: usize, header: Header, bytes: Vec<u8>) {
+        let to = 1 - from;
+        let peer = self.nodes[from].id;
+        if channel == 0 {
+            self.sent[from] += 64 + bytes.len() as u64;
+            let sent = self.sent[from];
+            let towards = self.nodes[to].id;
+            self.feed(from, Input::SendProgress { peer: towards, sent });
+        }
+        let body = match header.kind {
+            Kind::Write | Kind::ResyncData => {
+                let node = &mut self.nodes[to];
+                node.next_buf += 1;
+                node.bufs.insert(node.next_buf, bytes);
+                Body::Buf(BufId(node.next_buf))
+            }
+            Kind::Message => Body::Message(Message::decode(&bytes).expect("own encoding")),
+            _ if bytes.is_empty() => Body::None,
+            _ => Body::Bytes(bytes.into_boxed_slice()),
+        };
+        self.feed(to, Input::Frame { peer, header, body });
+    }
+
+    /// Runs until nothing waits, letting time pass where only timers are left (up to a minute).
+    pub(crate) fn settle(&mut self) {
+        let end = self.now + Duration::from_secs(60);
+        let mut steps = 0u64;
+        loop {
+            while self.step() {
+                steps += 1;
+                assert!(steps < 30_000, "no end: {}", self.dump());
+            }
+            let epoch_due = self.nodes.iter().any(|n| {
+                n.engine.as_ref().is_some_and(|e| {
+                    let s = e.status(self.now);
+                    s.peers.iter().any(|p| {
+                        p.transfer_log > 0 || p.volumes.iter().any(|v| v.resync.is_some())
+                    })
+                })
+            });
+            let waits = self.nodes.iter().any(|n| n.engine.as_ref().is_some_and(|e| !e.is_idle()));
+            if self.now >= end || !(epoch_due || waits) {
+                return;
+            }
+            self.pass_time();
+        }
+    }
+
+    /// Jumps to the next deadline.
+    pub(crate) fn pass_time(&mut self) {
+        let next = self
+            .nodes
+            .iter()
+            .filter_map(|n| n.engine.as_ref()?.next_deadline())
+            .min()
+            .unwrap_or(self.now + Duration::from_secs(1));
+        self.now = self.now.max(next) + Duration::from_micros(1);
+        for n in 0..2 {
+            self.feed(n, Input::Tick);
+        }
+    }
+
+    /// Submits a request without waiting; answers its tag.
+    pub(crate) fn submit(
+        &mut self,
+        n: usize,
+        kind: RequestKind,
+        offset: u64,
+        data: &[u8],
+        len: u64,
+        fua: bool,
+    ) -> u64 {
+        self.next_tag += 1;
+        let tag = self.next_tag;
+        let node = &mut self.nodes[n];
+        let buf = (!matches!(
+            kind,
+            RequestKind::Flush | RequestKind::Trim | RequestKind::WriteZeroes { .. }
+        ))
+        .then(|| {
+            node.next_buf += 1;
+            node.bufs.insert(node.next_buf, data.to_vec());
+            if kind == RequestKind::Read {
+                node.reads.insert(tag, node.next_buf);
+            }
+            BufId(node.next_buf)
+        });
+        let request =
+            ClientRequest { tag: ReqTag(tag), volume: V, kind, offset, len, fua, buf };
+        self.feed(n, Input::Client(request));
+        tag
+    }
+
+    /// Submits a write of one byte value.
+    pub(crate) fn submit_write(&mut self, n: usize, offset: u64, len: u64, value: u8) -> u64 {
+        let data = vec![value; usize::try_from(len).expect("small")];
+        self.submit(n, RequestKind::Write, offset, &data, len, false)
+    }
+
+    /// Writes and waits for the answer.
+    pub(crate) fn write(&mut self, n: usize, offset: u64, len: u64, value: u8) {
+        let tag = self.submit_write(n, offset, len, value);
+        self.wait_reply(n, tag).unwrap_or_else(|e| panic!("{e:?}\n{}", self.dump()));
+    }
+
+    pub(crate) fn flush(&mut self, n: usize) {
+        let tag = self.submit(n, RequestKind::Flush, 0, &[], 0, false);
+        self.wait_reply(n, tag).expect("a flush succeeds");
+    }
+
+    /// Reads and waits for the answer.
+    pub(crate) fn read(&mut self, n: usize, offset: u64, len: u64) -> Vec<u8> {
+        let tag = self.submit(n, RequestKind::Read, offset, &[], len, false);
+        self.wait_reply(n, tag).expect("a read succeeds");
+        let buf = self.nodes[n].reads.remove(&tag).expect("it was a read");
+        self.nodes[n].bufs.remove(&buf).expect("a read's buffer stays the driver's")
+    }
+
+    pub(crate) fn wait_reply(&mut self, n: usize, tag: u64) -> Result<(), ReplyError> {
+        for _ in 0..2_000_000 {
+            if let Some(result) = self.nodes[n].replies.get(&tag) {
+                return result.clone();
+            }
+            if !self.step() {
+                self.pass_time();
+            }
+        }
+        panic!("request {tag} is never answered: {}", self.dump());
+    }
+
+    /// Gives an order and waits for its answer.
+    pub(crate) fn order(&mut self, n: usize, command: Command) -> CommandResult {
+        let id = self.order_async(n, command);
+        for _ in 0..200_000 {
+            if let Some(answer) = self.nodes[n].answers.remove(&id) {
+                return answer;
+            }
+            if !self.step() {
+                self.pass_time();
+            }
+        }
+        panic!("the order is never answered: {}", self.dump());
+    }
+
+    pub(crate) fn order_async(&mut self, n: usize, command: Command) -> u64 {
+        self.next_command += 1;
+        let id = self.next_command;
+        self.feed(n, Input::Command { id: CommandId(id), command });
+        id
+    }
+
+    pub(crate) fn status(&self, n: usize) -> Status {
+        self.nodes[n].engine.as_ref().expect("it runs").status(self.now)
+    }
+
+    pub(crate) fn role(&self, n: usize) -> Role {
+        self.status(n).role
+    }
+
+    pub(crate) fn disk(&self, n: usize) -> DiskState {
+        self.status(n).volumes[0].disk
+    }
+
+    pub(crate) fn connection(&self, n: usize) -> ConnState {
+        self.status(n).peers[0].connection
+    }
+
+    pub(crate) fn out_of_sync(&self, n: usize) -> u64 {
+        self.status(n).peers[0].volumes[0].out_of_sync
+    }
+
+    pub(crate) fn content(&self, n: usize) -> &[u8] {
+        &self.nodes[n].disk.now[..usize::try_from(layout().data_size).expect("small")]
+    }
+
+    pub(crate) fn logged(&self, n: usize, text: &str) -> bool {
+        self.nodes[n].log.iter().any(|l| l.contains(text))
+    }
+
+    /// Connected, both UpToDate, nothing out of sync, byte-identical.
+    pub(crate) fn expect_in_sync(&self) {
+        for n in 0..2 {
+            let s = self.status(n);
+            let pv = &s.peers[0].volumes[0];
+            let fine = s.peers[0].connection == ConnState::Connected
+                && s.volumes[0].disk == DiskState::UpToDate
+                && pv.peer_disk == DiskState::UpToDate
+                && pv.replication == ReplState::Established
+                && pv.out_of_sync == 0;
+            assert!(fine, "not in sync: {}", self.dump());
+        }
+        assert!(self.content(0) == self.content(1), "the copies differ: {}", self.dump());
+        let a = self.status(0).volumes[0].current_uuid & !1;
+        let b = self.status(1).volumes[0].current_uuid & !1;
+        assert_eq!(a, b, "the generations differ: {}", self.dump());
+    }
+
+    pub(crate) fn dump(&self) -> String {
+        let mut text = String::new();
+        for n in 0..2 {
+            text.push_str(&format!("\n== node {n} want {}\n", self.nodes[n].want));
+            if let Some(engine) = &self.nodes[n].engine {
+                text.push_str(&format!("{:#?}\n", engine.status(self.now)));
+            }
+            let log = &self.nodes[n].log;
+            for line in log.iter().skip(log.len().saturating_sub(40)) {
+                text.push_str(&format!("  {line}\n"));
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,138 @@
+//! One volume: its disk, generations, bitmaps, overlap lock and metadata.
+
+use crate::bitmap::Bitmap;
+use crate::event::DiskState;
+use crate::generations::Generations;
+use crate::ids::{CommandId, NodeId, VolumeId};
+use crate::meta_writer::MetaWriter;
+use crate::metadata::layout::Layout;
+use crate::metadata::superblock::Superblock;
+use crate::overlap::OverlapLock;
+use crate::peer_request::PeerRequestKey;
+use crate::request::RequestKey;
+use crate::resync::ChunkKey;
+use crate::time::Instant;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Who holds or waits for a range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LockOwner {
+    /// A client's write.
+    Client(RequestKey),
+    /// A peer's write or resync block.
+    Peer(PeerRequestKey),
+    /// A resync read.
+    Resync(ChunkKey),
+}
+
+/// What is to be done when a metadata commit is stable.
+#[derive(Clone, Debug)]
+pub(crate) enum Waiter {
+    /// The disk is attached.
+    Attached,
+    /// The new generation may be relied on.
+    NewGeneration,
+    /// The promotion may be told.
+    Promoted,
+    /// The demotion may be told.
+    Demoted,
+    /// The resource may stop.
+    Stopped,
+    /// A resync with this peer may start (link number).
+    ResyncReady(NodeId, u64),
+    /// The resync's generations are adopted (link number).
+    ResyncAdopted(NodeId, u64),
+    /// A change a peer asked for is on the disk: answer yes (link number, transaction).
+    PeerChange(NodeId, u64, u64),
+    /// A change of our own is on the disk: finish the command and talk to the peers anew.
+    Renegotiate(CommandId, &'static str),
+}
+
+/// Disk and metadata of a volume that has them.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) superblock: Superblock,
+    pub(crate) layout: Layout,
+    /// By bitmap slot.
+    pub(crate) bitmaps: Vec<Bitmap>,
+}
+
+/// A volume.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(crate) id: VolumeId,
+    pub(crate) block_size: u32,
+    pub(crate) disk: DiskState,
+    pub(crate) disk_reason: String,
+    pub(crate) disk_since: Instant,
+    pub(crate) local: Option<Local>,
+    pub(crate) generations: Generations,
+    pub(crate) lock: OverlapLock<LockOwner>,
+    pub(crate) meta: MetaWriter<Waiter>,
+    /// A new generation is on its way to the disk: writes wait, answers wait.
+    pub(crate) bump_running: bool,
+    pub(crate) no_volatile_cache: bool,
+}
+
+impl Volume {
+    pub(crate) fn new(id: VolumeId, block_size: u32) -> Self {
+        Self {
+            id,
+            block_size,
+            disk: DiskState::Diskless,
+            disk_reason: String::from("no disk is attached"),
+            disk_since: Instant::default(),
+            local: None,
+            generations: Generations::default(),
+            lock: OverlapLock::default(),
+            meta: MetaWriter::default(),
+            bump_running: false,
+            no_volatile_cache: false,
+        }
+    }
+
+    /// The bitmap towards a peer.
+    pub(crate) fn bitmap(&self, peer: NodeId) -> Option<&Bitmap> {
+        let local = self.local.as_ref()?;
+        let slot = local.superblock.peers[peer.slot()].slot?;
+        local.bitmaps.get(usize::from(slot))
+    }
+
+    /// The bitmap towards a peer.
+    pub(crate) fn bitmap_mut(&mut self, peer: NodeId) -> Option<&mut Bitmap> {
+        let local = self.local.as_mut()?;
+        let slot = local.superblock.peers[peer.slot()].slot?;
+        local.bitmaps.get_mut(usize::from(slot))
+    }
+
+    /// Bytes marked out of sync towards a peer.
+    pub(crate) fn out_of_sync(&self, peer: NodeId) -> u64 {
+        self.bitmap(peer).map_or(0, |b| {
+            (b.count_set() * u64::from(b.block_size())).min(self.data_size())
+        })
+    }
+
+    /// Usable bytes of this node's disk.
+    pub(crate) fn data_size(&self) -> u64 {
+        self.local.as_ref().map_or(0, |l| l.layout.data_size)
+    }
+
+    /// Size of the device in bytes: what was agreed with the peers, else this disk's.
+    pub(crate) fn size(&self) -> u64 {
+        self.local.as_ref().map_or(0, |l| match l.superblock.agreed_size {
+            0 => l.layout.data_size,
+            agreed => agreed,
+        })
+    }
+
+    /// The local copy may be read and served.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.disk == DiskState::UpToDate
+    }
+
+    /// The disk takes writes at all.
+    pub(crate) fn has_disk(&self) -> bool {
+        self.disk >= DiskState::Inconsistent && self.disk != DiskState::DUnknown
+    }
+}

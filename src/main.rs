@@ -1,0 +1,11 @@
+//! twinblk: a block device that lives on two machines, in user space.
+
+mod api;
+mod cli;
+mod config;
+mod daemon;
+mod driver;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
