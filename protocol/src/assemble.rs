@@ -12,7 +12,10 @@ pub struct HeaderAssembler {
 
 impl Default for HeaderAssembler {
     fn default() -> Self {
-        Self { bytes: [0; HEADER_LEN], len: 0 }
+        Self {
+            bytes: [0; HEADER_LEN],
+            len: 0,
+        }
     }
 }
 

@@ -19,7 +19,12 @@ pub fn prove(secret: &[u8], label: &str, transcript: &[u8]) -> [u8; PROOF_LEN] {
 
 /// Compares two proofs in constant time.
 pub fn same_proof(expected: &[u8; PROOF_LEN], got: &[u8]) -> bool {
-    got.len() == PROOF_LEN && expected.iter().zip(got).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0
+    got.len() == PROOF_LEN
+        && expected
+            .iter()
+            .zip(got)
+            .fold(0, |diff, (a, b)| diff | (a ^ b))
+            == 0
 }
 
 #[cfg(test)]

@@ -49,7 +49,11 @@ fn run(words: &[u64], first: u64, end: u64) -> (bool, u64) {
     let mut bit = first;
     while bit < end {
         let w = word(words, bit);
-        let same = if value { w.trailing_ones() } else { w.trailing_zeros() };
+        let same = if value {
+            w.trailing_ones()
+        } else {
+            w.trailing_zeros()
+        };
         bit += u64::from(same);
         if same < 64 {
             break;
@@ -123,13 +127,20 @@ pub fn decode(bytes: &[u8], nbits: u64, set: &mut dyn FnMut(u64, u64)) -> Result
             }
         }
         let (kind, len) = (n & 3, n >> 2);
-        let covered = if kind == 2 { len.min(MAX_WORDS + 1) * 64 } else { len };
+        let covered = if kind == 2 {
+            len.min(MAX_WORDS + 1) * 64
+        } else {
+            len
+        };
         if len == 0 || kind == 3 || kind == 2 && len > MAX_WORDS {
             return Err(RleError::Item);
         }
         let next = bit.saturating_add(covered);
         if next > nbits {
-            return Err(RleError::Length { got: next, expected: nbits });
+            return Err(RleError::Length {
+                got: next,
+                expected: nbits,
+            });
         }
         match kind {
             1 => set(bit, len),
@@ -146,7 +157,14 @@ pub fn decode(bytes: &[u8], nbits: u64, set: &mut dyn FnMut(u64, u64)) -> Result
         }
         bit = next;
     }
-    if bit == nbits { Ok(()) } else { Err(RleError::Length { got: bit, expected: nbits }) }
+    if bit == nbits {
+        Ok(())
+    } else {
+        Err(RleError::Length {
+            got: bit,
+            expected: nbits,
+        })
+    }
 }
 
 fn literal(mut w: u64, first: u64, set: &mut dyn FnMut(u64, u64)) {

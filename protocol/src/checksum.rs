@@ -10,7 +10,11 @@ const TABLE: [u32; 256] = {
         let mut crc = i as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
+            crc = if crc & 1 == 1 {
+                crc >> 1 ^ POLYNOMIAL
+            } else {
+                crc >> 1
+            };
             bit += 1;
         }
         table[i] = crc;
@@ -21,7 +25,9 @@ const TABLE: [u32; 256] = {
 
 /// The table version.
 pub fn crc32c_table(crc: u32, bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!crc, |crc, &b| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ b)])
+    !bytes
+        .iter()
+        .fold(!crc, |crc, &b| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ b)])
 }
 
 /// CRC32C of `bytes`.
@@ -47,12 +53,19 @@ mod tests {
 
     #[test]
     fn known_values_and_both_versions_agree() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283, "the check value of RFC 3720's polynomial");
+        assert_eq!(
+            crc32c(b"123456789"),
+            0xe306_9283,
+            "the check value of RFC 3720's polynomial"
+        );
         let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 7 + i / 13) as u8).collect();
         for len in [0, 1, 3, 64, 4096, 5000] {
             assert_eq!(crc32c(&bytes[..len]), crc32c_table(0, &bytes[..len]));
             let half = crc32c(&bytes[..len / 2]);
-            assert_eq!(crc32c_append(half, &bytes[len / 2..len]), crc32c(&bytes[..len]));
+            assert_eq!(
+                crc32c_append(half, &bytes[len / 2..len]),
+                crc32c(&bytes[..len])
+            );
         }
     }
 }

@@ -321,7 +321,10 @@ mod tests {
 
     #[test]
     fn round_trip_and_nothing_may_follow() {
-        let message = Message::Prepare { tid: 7, change: Change::Promote };
+        let message = Message::Prepare {
+            tid: 7,
+            change: Change::Promote,
+        };
         let mut bytes = message.encode();
         assert_eq!(Message::decode(&bytes), Ok(message));
         bytes.push(0);

@@ -241,7 +241,11 @@ impl Header {
         };
         if !fits {
             let (payload_len, size) = (header.payload_len, header.size);
-            return Err(FrameError::Payload { kind, payload_len, size });
+            return Err(FrameError::Payload {
+                kind,
+                payload_len,
+                size,
+            });
         }
         Ok(header)
     }
@@ -254,19 +258,24 @@ mod tests {
 
     fn header() -> impl Strategy<Value = Header> {
         let kinds = proptest::sample::select(Kind::ALL.to_vec());
-        (kinds, any::<(u16, u16, u64, u64, u64, u32)>(), 1..MAX_PAYLOAD).prop_map(
-            |(kind, (flags, volume, seq, offset, epoch, payload_crc), len)| Header {
-                kind,
-                flags,
-                volume,
-                payload_len: if kind.is_bulk() { len } else { 0 },
-                seq,
-                offset,
-                size: u64::from(len),
-                epoch,
-                payload_crc,
-            },
+        (
+            kinds,
+            any::<(u16, u16, u64, u64, u64, u32)>(),
+            1..MAX_PAYLOAD,
         )
+            .prop_map(
+                |(kind, (flags, volume, seq, offset, epoch, payload_crc), len)| Header {
+                    kind,
+                    flags,
+                    volume,
+                    payload_len: if kind.is_bulk() { len } else { 0 },
+                    seq,
+                    offset,
+                    size: u64::from(len),
+                    epoch,
+                    payload_crc,
+                },
+            )
     }
 
     proptest! {

@@ -131,7 +131,9 @@ pub enum HelloError {
     #[error("refused: {0}")]
     RefusedHere(String),
     /// The other side does not know the secret.
-    #[error("the peer does not know the shared secret: compare shared-secret in the configuration of both nodes")]
+    #[error(
+        "the peer does not know the shared secret: compare shared-secret in the configuration of both nodes"
+    )]
     Secret,
 }
 
@@ -238,7 +240,9 @@ impl Dialler {
 
     /// `Err(None)`: a packet was used up, look for the next.
     fn step(&mut self, out: &mut Vec<u8>) -> Result<Option<Established>, Option<HelloError>> {
-        let Some((kind, whole)) = self.packets.next().map_err(Some)? else { return Ok(None) };
+        let Some((kind, whole)) = self.packets.next().map_err(Some)? else {
+            return Ok(None);
+        };
         match (kind, self.agreed) {
             (REFUSED, _) => Err(Some(refusal_text(&whole))),
             (WELCOME, None) => {
@@ -311,7 +315,12 @@ pub struct Acceptor {
 impl Acceptor {
     /// `nonce`: random.
     pub fn new(nonce: [u8; 32]) -> Self {
-        Self { nonce, transcript: Vec::new(), packets: Packets::default(), greeted: None }
+        Self {
+            nonce,
+            transcript: Vec::new(),
+            packets: Packets::default(),
+            greeted: None,
+        }
     }
 
     /// Who dials, once known (for messages about a failure).
@@ -342,7 +351,9 @@ impl Acceptor {
         choose: &dyn Fn(&PeerHello) -> Result<AcceptAs, String>,
         out: &mut Vec<u8>,
     ) -> Result<Option<Established>, Option<HelloError>> {
-        let Some((kind, whole)) = self.packets.next().map_err(Some)? else { return Ok(None) };
+        let Some((kind, whole)) = self.packets.next().map_err(Some)? else {
+            return Ok(None);
+        };
         match (kind, self.greeted.take()) {
             (HELLO, None) => {
                 let hello: PeerHello = decode(&whole[HEAD..]).map_err(Some)?;
@@ -390,7 +401,12 @@ impl Acceptor {
                 }
                 out.extend_from_slice(&packet(READY, &[]));
                 let leftover = core::mem::take(&mut self.packets.0);
-                Ok(Some(Established { hello, version, features, leftover }))
+                Ok(Some(Established {
+                    hello,
+                    version,
+                    features,
+                    leftover,
+                }))
             }
             (REFUSED, greeted) => {
                 self.greeted = greeted;
@@ -423,7 +439,11 @@ mod tests {
 
     fn accept(secret: &'static [u8], node: u8) -> impl Fn(&PeerHello) -> Result<AcceptAs, String> {
         move |h| match h.resource.as_str() {
-            "r0" => Ok(AcceptAs { node_id: node, features: 5, secret: secret.to_vec() }),
+            "r0" => Ok(AcceptAs {
+                node_id: node,
+                features: 5,
+                secret: secret.to_vec(),
+            }),
             other => Err(format!("no resource {other} here")),
         }
     }
@@ -456,8 +476,12 @@ mod tests {
     fn both_agree_when_both_know_the_secret() {
         for step in [1, 5, 4096] {
             let (d, a) = run(Dialler::new(hello(), b"s"), &accept(b"s", 1), step);
-            let HelloProgress::Done(d) = d else { panic!("{d:?}") };
-            let HelloProgress::Done(a) = a else { panic!("{a:?}") };
+            let HelloProgress::Done(d) = d else {
+                panic!("{d:?}")
+            };
+            let HelloProgress::Done(a) = a else {
+                panic!("{a:?}")
+            };
             assert_eq!((d.version, d.features), (VERSION_MAX, 5));
             assert_eq!(a.hello.connection_id, 99);
         }
@@ -467,24 +491,45 @@ mod tests {
     fn every_failure_is_told_to_both_sides() {
         let (d, a) = run(Dialler::new(hello(), b"s"), &accept(b"x", 1), 7);
         assert_eq!(d, HelloProgress::Failed(HelloError::Secret));
-        let HelloProgress::Failed(HelloError::RefusedByPeer(text)) = a else { panic!("{a:?}") };
+        let HelloProgress::Failed(HelloError::RefusedByPeer(text)) = a else {
+            panic!("{a:?}")
+        };
         assert!(text.contains("secret"), "{text}");
 
-        let other = PeerHello { resource: "r9".into(), ..hello() };
+        let other = PeerHello {
+            resource: "r9".into(),
+            ..hello()
+        };
         let (d, a) = run(Dialler::new(other, b"s"), &accept(b"s", 1), 7);
-        let HelloProgress::Failed(HelloError::RefusedByPeer(text)) = d else { panic!("{d:?}") };
+        let HelloProgress::Failed(HelloError::RefusedByPeer(text)) = d else {
+            panic!("{d:?}")
+        };
         assert_eq!(text, "no resource r9 here");
-        assert!(matches!(a, HelloProgress::Failed(HelloError::RefusedHere(_))));
+        assert!(matches!(
+            a,
+            HelloProgress::Failed(HelloError::RefusedHere(_))
+        ));
 
         let (d, _) = run(Dialler::new(hello(), b"s"), &accept(b"s", 4), 7);
-        assert!(matches!(d, HelloProgress::Failed(HelloError::RefusedHere(_))), "wrong node");
+        assert!(
+            matches!(d, HelloProgress::Failed(HelloError::RefusedHere(_))),
+            "wrong node"
+        );
 
         let mut newer = Dialler::new(hello(), b"s");
         (newer.hello.version_min, newer.hello.version_max) = (50, 60);
         let (d, a) = run(newer, &accept(b"s", 1), 7);
-        let HelloProgress::Failed(HelloError::RefusedByPeer(text)) = d else { panic!("{d:?}") };
-        assert!(text.contains("50 to 60") && text.contains("upgrade"), "{text}");
-        assert_eq!(a, HelloProgress::Failed(HelloError::Version { min: 50, max: 60 }));
+        let HelloProgress::Failed(HelloError::RefusedByPeer(text)) = d else {
+            panic!("{d:?}")
+        };
+        assert!(
+            text.contains("50 to 60") && text.contains("upgrade"),
+            "{text}"
+        );
+        assert_eq!(
+            a,
+            HelloProgress::Failed(HelloError::Version { min: 50, max: 60 })
+        );
     }
 
     #[test]

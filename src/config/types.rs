@@ -167,11 +167,6 @@ impl Resource {
         self.settings.time(Key::ConnectInt)
     }
 
-    /// Longest a hello may take; also the engine's bound for an unanswered request.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.settings.time(Key::Timeout)
-    }
-
     /// Memory for data in flight.
     pub(crate) fn buffer_bytes(&self) -> u64 {
         self.settings.number(Key::BufferSize)

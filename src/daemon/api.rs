@@ -73,7 +73,10 @@ impl IntoResponse for ErrorBody {
 }
 
 async fn version() -> Json<Version> {
-    Json(Version { version: env!("CARGO_PKG_VERSION").to_string(), api: 1 })
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        api: 1,
+    })
 }
 
 async fn resources(State(supervisor): Shared) -> Json<Vec<ResourceStatus>> {
@@ -106,7 +109,9 @@ async fn verb(
         serde_json::from_slice(&body)
             .map_err(|e| error("usage", 1, format!("the order cannot be read: {e}"), ""))?
     };
-    carry_out(&supervisor, &name, &verb, &order).await.map(|text| Json(Answer { text }))
+    carry_out(&supervisor, &name, &verb, &order)
+        .await
+        .map(|text| Json(Answer { text }))
 }
 
 async fn carry_out(
@@ -127,10 +132,16 @@ async fn carry_out(
             discard_my_data: order.discard_my_data,
             dry_run: order.dry_run,
         },
-        "disconnect" => Command::Disconnect { peer: peer(supervisor, name, order)? },
+        "disconnect" => Command::Disconnect {
+            peer: peer(supervisor, name, order)?,
+        },
         "invalidate" => Command::Invalidate,
-        "invalidate-remote" => Command::InvalidateRemote { peer: peer(supervisor, name, order)? },
-        "new-current-uuid" => Command::NewCurrentUuid { clear_bitmap: order.clear_bitmap },
+        "invalidate-remote" => Command::InvalidateRemote {
+            peer: peer(supervisor, name, order)?,
+        },
+        "new-current-uuid" => Command::NewCurrentUuid {
+            clear_bitmap: order.clear_bitmap,
+        },
         _ => {
             let reason = format!("there is no order \"{verb}\"");
             return Err(error("usage", 1, reason, "see docs/api.md for the orders"));
@@ -145,12 +156,10 @@ async fn carry_out(
     }
 }
 
-fn peer(
-    supervisor: &Supervisor,
-    name: &str,
-    order: &Order,
-) -> Result<Option<NodeId>, ErrorBody> {
-    let Some(wanted) = &order.peer else { return Ok(None) };
+fn peer(supervisor: &Supervisor, name: &str, order: &Order) -> Result<Option<NodeId>, ErrorBody> {
+    let Some(wanted) = &order.peer else {
+        return Ok(None);
+    };
     let config = supervisor.configured(name)?;
     match config.peers.iter().find(|p| p.name == *wanted) {
         Some(peer) => Ok(Some(NodeId(peer.id))),
@@ -203,7 +212,11 @@ async fn events(State(supervisor): Shared) -> Response {
         }
     });
     let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    ([(header::CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/jsonl")],
+        Body::from_stream(stream),
+    )
+        .into_response()
 }
 
 fn json_line(line: &EventLine) -> Bytes {

@@ -30,9 +30,17 @@ pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
 
 /// A resource that is up.
 pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatus {
-    let StatusReply { status, driver, now } = reply;
+    let StatusReply {
+        status,
+        driver,
+        now,
+    } = reply;
     let engine = |volume| {
-        driver.disks.iter().find(|d| d.0 == volume).map_or(String::new(), |d| d.1.clone())
+        driver
+            .disks
+            .iter()
+            .find(|d| d.0 == volume)
+            .map_or(String::new(), |d| d.1.clone())
     };
     ResourceStatus {
         name: status.resource,
@@ -137,25 +145,48 @@ pub(crate) fn error(config: &config::Resource, refusal: &Refusal) -> ErrorBody {
 /// An event as a line of the stream.
 pub(crate) fn event_line(config: &config::Resource, event: &Event) -> EventLine {
     let peer_name = |node: NodeId| {
-        config.nodes().find(|n| n.id == node.0).map_or(node.to_string(), |n| n.name.clone())
+        config
+            .nodes()
+            .find(|n| n.id == node.0)
+            .map_or(node.to_string(), |n| n.name.clone())
     };
     let (kind, peer, volume, states) = match event.what {
-        What::Role(a, b) => ("role", None, None, Some((format!("{a:?}"), format!("{b:?}")))),
-        What::Disk(v, a, b) => {
-            ("disk", None, Some(v.0), Some((format!("{a:?}"), format!("{b:?}"))))
-        }
-        What::Connection(n, a, b) => {
-            ("connection", Some(n), None, Some((format!("{a:?}"), format!("{b:?}"))))
-        }
-        What::Replication(n, v, a, b) => {
-            ("replication", Some(n), Some(v.0), Some((format!("{a:?}"), format!("{b:?}"))))
-        }
-        What::PeerRole(n, a, b) => {
-            ("peer-role", Some(n), None, Some((format!("{a:?}"), format!("{b:?}"))))
-        }
-        What::PeerDisk(n, v, a, b) => {
-            ("peer-disk", Some(n), Some(v.0), Some((format!("{a:?}"), format!("{b:?}"))))
-        }
+        What::Role(a, b) => (
+            "role",
+            None,
+            None,
+            Some((format!("{a:?}"), format!("{b:?}"))),
+        ),
+        What::Disk(v, a, b) => (
+            "disk",
+            None,
+            Some(v.0),
+            Some((format!("{a:?}"), format!("{b:?}"))),
+        ),
+        What::Connection(n, a, b) => (
+            "connection",
+            Some(n),
+            None,
+            Some((format!("{a:?}"), format!("{b:?}"))),
+        ),
+        What::Replication(n, v, a, b) => (
+            "replication",
+            Some(n),
+            Some(v.0),
+            Some((format!("{a:?}"), format!("{b:?}"))),
+        ),
+        What::PeerRole(n, a, b) => (
+            "peer-role",
+            Some(n),
+            None,
+            Some((format!("{a:?}"), format!("{b:?}"))),
+        ),
+        What::PeerDisk(n, v, a, b) => (
+            "peer-disk",
+            Some(n),
+            Some(v.0),
+            Some((format!("{a:?}"), format!("{b:?}"))),
+        ),
         What::Incident => ("incident", None, None, None),
     };
     let (from, to) = states.unzip();
@@ -194,7 +225,9 @@ pub(crate) fn event_text(line: &EventLine) -> String {
 
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -216,12 +249,36 @@ pub(crate) fn state_lines(status: &ResourceStatus) -> Vec<EventLine> {
         lines.push(line("disk", None, Some(v.volume), &v.disk, &v.reason));
     }
     for p in &status.peers {
-        lines.push(line("connection", Some(&p.name), None, &p.connection, &p.reason));
-        lines.push(line("peer-role", Some(&p.name), None, &p.role, "present state"));
+        lines.push(line(
+            "connection",
+            Some(&p.name),
+            None,
+            &p.connection,
+            &p.reason,
+        ));
+        lines.push(line(
+            "peer-role",
+            Some(&p.name),
+            None,
+            &p.role,
+            "present state",
+        ));
         for v in &p.volumes {
             let (name, number) = (Some(p.name.as_str()), Some(v.volume));
-            lines.push(line("replication", name, number, &v.replication, "present state"));
-            lines.push(line("peer-disk", name, number, &v.peer_disk, "present state"));
+            lines.push(line(
+                "replication",
+                name,
+                number,
+                &v.replication,
+                "present state",
+            ));
+            lines.push(line(
+                "peer-disk",
+                name,
+                number,
+                &v.peer_disk,
+                "present state",
+            ));
         }
     }
     lines

@@ -35,24 +35,39 @@ pub(crate) async fn bind(config: &config::Resource) -> Result<Vec<Listener>, Err
     let mut listeners = Vec::new();
     for address in &config.me.exports {
         let failed = |e: &std::io::Error, fix: &str| {
-            error("config", 10, format!("the export {address} cannot be opened: {e}"), fix)
+            error(
+                "config",
+                10,
+                format!("the export {address} cannot be opened: {e}"),
+                fix,
+            )
         };
         listeners.push(match address {
             Address::Unix(path) => {
                 remove_stale(path).await;
                 let listener = UnixListener::bind(path).map_err(|e| {
-                    failed(&e, match e.kind() {
-                        std::io::ErrorKind::NotFound => "create the directory of the socket first",
-                        std::io::ErrorKind::AddrInUse => "another program has the socket",
-                        _ => "check path and permissions",
-                    })
+                    failed(
+                        &e,
+                        match e.kind() {
+                            std::io::ErrorKind::NotFound => {
+                                "create the directory of the socket first"
+                            }
+                            std::io::ErrorKind::AddrInUse => "another program has the socket",
+                            _ => "check path and permissions",
+                        },
+                    )
                 })?;
                 let _ = std::fs::set_permissions(path, PermissionsExt::from_mode(0o660));
                 Listener::Unix(listener)
             }
-            Address::Tcp(socket) => Listener::Tcp(TcpListener::bind(socket).await.map_err(|e| {
-                failed(&e, "stop the program that listens there, or change `export`")
-            })?),
+            Address::Tcp(socket) => {
+                Listener::Tcp(TcpListener::bind(socket).await.map_err(|e| {
+                    failed(
+                        &e,
+                        "stop the program that listens there, or change `export`",
+                    )
+                })?)
+            }
         });
     }
     Ok(listeners)
@@ -78,7 +93,9 @@ pub(crate) fn serve(running: &Arc<Running>, listeners: Vec<Listener>) -> Vec<Joi
 
 async fn accept(running: Arc<Running>, listener: Listener, limit: Arc<Semaphore>) {
     loop {
-        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
+            return;
+        };
         let running = Arc::clone(&running);
         let result = match &listener {
             Listener::Unix(l) => l.accept().await.map(|(stream, _)| {
@@ -114,9 +131,18 @@ async fn accept(running: Arc<Running>, listener: Listener, limit: Arc<Semaphore>
 }
 
 fn enter(running: &Running, socket: OwnedFd, session: Session, client: String) {
-    let volume = lock(&running.config).me.volumes.first().map_or(0, |v| v.number);
+    let volume = lock(&running.config)
+        .me
+        .volumes
+        .first()
+        .map_or(0, |v| v.number);
     let volume = twinblk_engine::ids::VolumeId(volume);
-    let _ = running.handle.send(ToLoop::NbdClient { socket, session, volume, client });
+    let _ = running.handle.send(ToLoop::NbdClient {
+        socket,
+        session,
+        volume,
+        client,
+    });
 }
 
 fn unix_client(stream: &tokio::net::UnixStream) -> String {
@@ -168,7 +194,9 @@ impl Offer {
         let name = lock(&running.config).name.clone();
         let lookup = match running.status().await {
             Ok(reply) => look(&name, &reply),
-            Err(_) => Lookup::Refused { policy_text: format!("{name} is going down") },
+            Err(_) => Lookup::Refused {
+                policy_text: format!("{name} is going down"),
+            },
         };
         Self { name, lookup }
     }
@@ -185,7 +213,9 @@ fn look(name: &str, reply: &StatusReply) -> Lookup {
         };
         return Lookup::Refused { policy_text };
     }
-    let Some(volume) = status.volumes.first() else { return Lookup::Unknown };
+    let Some(volume) = status.volumes.first() else {
+        return Lookup::Unknown;
+    };
     let flags = [
         TransmissionFlags::SEND_FLUSH,
         TransmissionFlags::SEND_FUA,
@@ -200,7 +230,9 @@ fn look(name: &str, reply: &StatusReply) -> Lookup {
         name: name.to_string(),
         description: format!("twinblk resource {name} on {here}"),
         size: volume.size,
-        flags: flags.into_iter().fold(TransmissionFlags::HAS_FLAGS, |all, f| all | f),
+        flags: flags
+            .into_iter()
+            .fold(TransmissionFlags::HAS_FLAGS, |all, f| all | f),
         block_size: BlockSize {
             minimum: volume.block_size,
             preferred: 4096,
@@ -212,7 +244,11 @@ fn look(name: &str, reply: &StatusReply) -> Lookup {
 
 impl Exports for Offer {
     fn lookup(&self, name: &str) -> Lookup {
-        if name.is_empty() || name == self.name { self.lookup.clone() } else { Lookup::Unknown }
+        if name.is_empty() || name == self.name {
+            self.lookup.clone()
+        } else {
+            Lookup::Unknown
+        }
     }
 
     fn list(&self) -> Vec<(String, String)> {

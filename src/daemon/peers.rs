@@ -69,7 +69,9 @@ pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result
         let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
         let halves = Halves::default();
         loop {
-            let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, from)) => {
                     let (supervisor, halves) = (Arc::clone(&supervisor), Arc::clone(&halves));
@@ -94,13 +96,19 @@ async fn accept(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, fro
     let (error, hello) = match result {
         Ok(Ok((stream, established))) => return pair(supervisor, halves, stream, established),
         Ok(Err(error)) => (error, acceptor.dialler().cloned()),
-        Err(_) => ("it did not finish the hello in time".to_string(), acceptor.dialler().cloned()),
+        Err(_) => (
+            "it did not finish the hello in time".to_string(),
+            acceptor.dialler().cloned(),
+        ),
     };
     tracing::warn!(%from, "a connection on the peers' port was dropped: {error}");
     let Some(hello) = hello else { return };
     if let Some(running) = supervisor.running(&hello.resource) {
         let reason = format!("{} tried to connect, but: {error}", hello.node_name);
-        let _ = running.handle.send(ToLoop::DialFailed { peer: NodeId(hello.node_id), reason });
+        let _ = running.handle.send(ToLoop::DialFailed {
+            peer: NodeId(hello.node_id),
+            reason,
+        });
     }
 }
 
@@ -140,15 +148,25 @@ fn choose(supervisor: &Supervisor, hello: &PeerHello) -> Result<AcceptAs, String
         return Err(format!("{here} has no resource {}", hello.resource));
     };
     if config.me.id != hello.wants_node {
-        return Err(format!("{here} is node {}, not node {}", config.me.id, hello.wants_node));
+        return Err(format!(
+            "{here} is node {}, not node {}",
+            config.me.id, hello.wants_node
+        ));
     }
     if !config.peers.iter().any(|p| p.id == hello.node_id) {
-        return Err(format!("{here} knows no node with id {} in {}", hello.node_id, config.name));
+        return Err(format!(
+            "{here} knows no node with id {} in {}",
+            hello.node_id, config.name
+        ));
     }
     if supervisor.running(&hello.resource).is_none() {
         return Err(format!("{} is not up on {here}", hello.resource));
     }
-    Ok(AcceptAs { node_id: config.me.id, features: 0, secret: config.secret.to_vec() })
+    Ok(AcceptAs {
+        node_id: config.me.id,
+        features: 0,
+        secret: config.secret.to_vec(),
+    })
 }
 
 /// Keeps the first socket of a connection until the second is there, then hands over both.
@@ -175,20 +193,24 @@ fn pair(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, established
         _ => return tracing::warn!("two sockets of one kind for one connection"),
     };
     if let Some(running) = supervisor.running(&hello.resource) {
-        hand_over(&running, hello.node_id, (data.stream, data.leftover), (control.stream, control.leftover));
+        hand_over(
+            &running,
+            hello.node_id,
+            (data.stream, data.leftover),
+            (control.stream, control.leftover),
+        );
     }
 }
 
-fn hand_over(
-    running: &Running,
-    peer: u8,
-    data: (OwnedFd, Vec<u8>),
-    control: (OwnedFd, Vec<u8>),
-) {
+fn hand_over(running: &Running, peer: u8, data: (OwnedFd, Vec<u8>), control: (OwnedFd, Vec<u8>)) {
     if let Some(state) = running.peers.get(&peer) {
         state.send_modify(|s| s.linked = true);
     }
-    let _ = running.handle.send(ToLoop::PeerLink { peer: NodeId(peer), data, control });
+    let _ = running.handle.send(ToLoop::PeerLink {
+        peer: NodeId(peer),
+        data,
+        control,
+    });
 }
 
 fn into_fd(stream: TcpStream) -> std::io::Result<OwnedFd> {
@@ -232,14 +254,21 @@ async fn dialler(running: Arc<Running>, peer: u8, mut state: watch::Receiver<Dia
                 if state.wait_for(|s| !s.linked).await.is_err() {
                     return;
                 }
-                if started.elapsed() < SHORT_LIFE { config.connect_int() } else { QUICK }
+                if started.elapsed() < SHORT_LIFE {
+                    config.connect_int()
+                } else {
+                    QUICK
+                }
             }
             failed => {
                 let reason = match failed {
                     Ok(Err(reason)) => reason,
                     _ => "no answer in time".to_string(),
                 };
-                let sent = running.handle.send(ToLoop::DialFailed { peer: NodeId(peer), reason });
+                let sent = running.handle.send(ToLoop::DialFailed {
+                    peer: NodeId(peer),
+                    reason,
+                });
                 if sent.is_err() {
                     return;
                 }
@@ -295,7 +324,10 @@ async fn connect_one(
     loop {
         let n = stream.read(&mut buf).await.map_err(text)?;
         if n == 0 {
-            return Err(format!("{} ({address}) closed the connection during the hello", node.name));
+            return Err(format!(
+                "{} ({address}) closed the connection during the hello",
+                node.name
+            ));
         }
         let mut out = Vec::new();
         let progress = dialler.feed(&buf[..n], &mut out);

@@ -31,8 +31,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn new(config: config::Resource, handle: LoopHandle) -> Self {
-        let peers =
-            config.peers.iter().map(|p| (p.id, watch::Sender::new(DialState::default()))).collect();
+        let peers = config
+            .peers
+            .iter()
+            .map(|p| (p.id, watch::Sender::new(DialState::default())))
+            .collect();
         Self {
             config: Mutex::new(config),
             handle,
@@ -46,7 +49,11 @@ impl Running {
     }
 
     /// Gives an order to the engine and waits for its answer, at most `limit`.
-    pub(crate) async fn order(&self, command: Command, limit: std::time::Duration) -> CommandResult {
+    pub(crate) async fn order(
+        &self,
+        command: Command,
+        limit: std::time::Duration,
+    ) -> CommandResult {
         let id = self.next_order.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         lock(&self.orders).insert(id, sender);
@@ -55,7 +62,11 @@ impl Running {
             reason: reason.to_string(),
             way_out: "look at the daemon's log, then `twinblk up`".to_string(),
         };
-        if self.handle.send(ToLoop::Command(CommandId(id), command)).is_err() {
+        if self
+            .handle
+            .send(ToLoop::Command(CommandId(id), command))
+            .is_err()
+        {
             return Err(gone("the resource has stopped"));
         }
         match tokio::time::timeout(limit, receiver).await {
@@ -64,12 +75,18 @@ impl Running {
             Err(_) => {
                 lock(&self.orders).remove(&id);
                 let waits = match self.status().await {
-                    Ok(reply) => reply.status.suspended.unwrap_or_else(|| "the disk or a peer".into()),
+                    Ok(reply) => reply
+                        .status
+                        .suspended
+                        .unwrap_or_else(|| "the disk or a peer".into()),
                     Err(_) => "the resource's loop".into(),
                 };
                 Err(Refusal {
                     kind: RefusalKind::Timeout,
-                    reason: format!("no answer within {} s; it waits for: {waits}", limit.as_secs()),
+                    reason: format!(
+                        "no answer within {} s; it waits for: {waits}",
+                        limit.as_secs()
+                    ),
                     way_out: "look at `twinblk status`; the order goes on by itself".to_string(),
                 })
             }
@@ -141,5 +158,7 @@ impl Running {
 
 /// A mutex whose holder panicked still protects whole data here: all changes are single steps.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -30,12 +30,17 @@ impl StateDir {
                  one its own with --state"
             ))
         })?;
-        Ok(Self { path: path.to_path_buf(), _lock: lock })
+        Ok(Self {
+            path: path.to_path_buf(),
+            _lock: lock,
+        })
     }
 
     /// The resources that were up.
     pub(crate) fn were_up(&self) -> BTreeSet<String> {
-        let Ok(text) = std::fs::read(self.path.join("up.json")) else { return BTreeSet::new() };
+        let Ok(text) = std::fs::read(self.path.join("up.json")) else {
+            return BTreeSet::new();
+        };
         serde_json::from_slice(&text).unwrap_or_else(|e| {
             tracing::warn!("up.json cannot be understood ({e}); no resource is brought up");
             BTreeSet::new()
@@ -53,8 +58,10 @@ impl StateDir {
         };
         if let Err(e) = write() {
             let path = self.path.display();
-            tracing::error!("{path}/up.json cannot be written ({e}): after a restart of the \
-                             daemon resources must be brought up by hand");
+            tracing::error!(
+                "{path}/up.json cannot be written ({e}): after a restart of the \
+                             daemon resources must be brought up by hand"
+            );
         }
     }
 }
@@ -72,6 +79,9 @@ mod tests {
         let up: BTreeSet<String> = ["r0".to_string()].into();
         state.remember(&up);
         drop(state);
-        assert_eq!(StateDir::open(dir.path()).expect("free again").were_up(), up);
+        assert_eq!(
+            StateDir::open(dir.path()).expect("free again").were_up(),
+            up
+        );
     }
 }

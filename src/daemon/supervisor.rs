@@ -36,7 +36,12 @@ pub(crate) struct Supervisor {
 }
 
 pub(crate) fn error(kind: &str, exit_code: u8, reason: String, way_out: &str) -> ErrorBody {
-    ErrorBody { kind: kind.to_string(), reason, way_out: way_out.to_string(), exit_code }
+    ErrorBody {
+        kind: kind.to_string(),
+        reason,
+        way_out: way_out.to_string(),
+        exit_code,
+    }
 }
 
 impl Supervisor {
@@ -59,8 +64,11 @@ impl Supervisor {
 
     /// Listens on every address peers reach this node at.
     pub(crate) async fn listen_for_peers(self: &Arc<Self>) -> Result<(), DaemonError> {
-        let wanted: BTreeSet<String> =
-            lock(&self.config).resources.iter().map(|r| r.me.address.to_string()).collect();
+        let wanted: BTreeSet<String> = lock(&self.config)
+            .resources
+            .iter()
+            .map(|r| r.me.address.to_string())
+            .collect();
         for address in wanted {
             if !lock(&self.listening).contains(&address) {
                 peers::listen(Arc::clone(self), &address).await?;
@@ -82,7 +90,11 @@ impl Supervisor {
 
     /// Names of all resources.
     pub(crate) fn names(&self) -> Vec<String> {
-        lock(&self.config).resources.iter().map(|r| r.name.clone()).collect()
+        lock(&self.config)
+            .resources
+            .iter()
+            .map(|r| r.name.clone())
+            .collect()
     }
 
     /// A configured resource.
@@ -154,7 +166,12 @@ impl Supervisor {
         let running = Arc::new(Running::new(config.clone(), handle));
         lock(&self.running).insert(name.to_string(), Arc::clone(&running));
         lock(&self.failed).remove(name);
-        tokio::spawn(hear(Arc::clone(self), name.to_string(), Arc::clone(&running), from_loop));
+        tokio::spawn(hear(
+            Arc::clone(self),
+            name.to_string(),
+            Arc::clone(&running),
+            from_loop,
+        ));
         let mut tasks = peers::dial(&running);
         tasks.extend(exports::serve(&running, exports));
         lock(&running.tasks).append(&mut tasks);
@@ -203,7 +220,8 @@ impl Supervisor {
     }
 
     fn remember(&self) {
-        self.state.remember(&lock(&self.running).keys().cloned().collect());
+        self.state
+            .remember(&lock(&self.running).keys().cloned().collect());
     }
 
     /// Reads the configuration again. Resources that run keep theirs until `adjust`.
@@ -214,7 +232,12 @@ impl Supervisor {
                 *lock(&self.config) = config;
                 Ok(())
             }
-            Err(e) => Err(error("config", 21, e.to_string(), "correct the file and try again")),
+            Err(e) => Err(error(
+                "config",
+                21,
+                e.to_string(),
+                "correct the file and try again",
+            )),
         }
     }
 
@@ -229,8 +252,15 @@ impl Supervisor {
         if changes.is_empty() {
             return Ok("nothing to change".to_string());
         }
-        let text = changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        if changes.iter().any(|c| c.how == config::diff::How::NeedsDownUp) {
+        let text = changes
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n");
+        if changes
+            .iter()
+            .any(|c| c.how == config::diff::How::NeedsDownUp)
+        {
             let reason = format!("not possible while {name} is up:\n{text}");
             let way_out = format!("run `twinblk down {name}` and `twinblk up {name}`");
             return Err(error("state", 11, reason, &way_out));
@@ -241,12 +271,22 @@ impl Supervisor {
         let limit = Duration::from_secs(30);
         let told = |r| convert::error(&new, &r);
         let options = Box::new(new.engine_options());
-        running.order(Command::SetOptions(options), limit).await.map_err(told)?;
+        running
+            .order(Command::SetOptions(options), limit)
+            .await
+            .map_err(told)?;
         *lock(&running.config) = new.clone();
-        if changes.iter().any(|c| c.how == config::diff::How::NeedsReconnect) {
+        if changes
+            .iter()
+            .any(|c| c.how == config::diff::How::NeedsReconnect)
+        {
             let leave = Command::Disconnect { peer: None };
             running.order(leave, limit).await.map_err(told)?;
-            let join = Command::Connect { peer: None, discard_my_data: false, dry_run: false };
+            let join = Command::Connect {
+                peer: None,
+                discard_my_data: false,
+                dry_run: false,
+            };
             running.order(join, limit).await.map_err(told)?;
         }
         Ok(format!("changed:\n{text}"))
@@ -272,9 +312,7 @@ async fn hear(
     }
 }
 
-async fn open_volumes(
-    config: &config::Resource,
-) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {
+async fn open_volumes(config: &config::Resource) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {
     let mut opened = Vec::new();
     for volume in &config.me.volumes {
         let spec = driver::VolumeSpec {
@@ -300,7 +338,14 @@ async fn open_volumes(
                 };
                 return Err(error(kind, code, e.to_string(), ""));
             }
-            Err(e) => return Err(error("other", 10, format!("opening the disk failed: {e}"), "")),
+            Err(e) => {
+                return Err(error(
+                    "other",
+                    10,
+                    format!("opening the disk failed: {e}"),
+                    "",
+                ));
+            }
         }
     }
     Ok(opened)

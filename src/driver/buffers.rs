@@ -282,12 +282,6 @@ impl Pool {
         crc
     }
 
-    /// The CRC32C of the first `len` bytes is known from elsewhere (a verified frame).
-    pub(crate) fn set_crc(&mut self, buf: BufId, len: u32, crc: u32) {
-        let first = self.first_page(buf);
-        self.slots[first].crc = Some((len, crc));
-    }
-
     /// Declares every buffer free: nothing is in flight and nobody will ask for one again.
     pub(crate) fn forget_all(&mut self) {
         self.used_pages = 0;

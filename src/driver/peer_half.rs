@@ -59,7 +59,12 @@ impl Half {
 
     /// Turns what was received into frames. `Ok(true)`: more bytes are needed; `Ok(false)`: a buffer
     /// is needed; `Err`: the peer said what it must not say.
-    pub(crate) fn parse(&mut self, core: &mut Core, key: Key, peer: NodeId) -> Result<bool, String> {
+    pub(crate) fn parse(
+        &mut self,
+        core: &mut Core,
+        key: Key,
+        peer: NodeId,
+    ) -> Result<bool, String> {
         loop {
             let Some(header) = self.frame else {
                 let Some(head) = self.intake.bytes().first_chunk::<HEADER_LEN>() else {
@@ -161,4 +166,3 @@ fn mismatch(header: &Header) -> String {
         header.kind, header.offset
     )
 }
-

@@ -73,8 +73,12 @@ impl Resource {
     /// to writes wait (the safety rule of the metadata).
     pub(crate) fn start_new_generation(&mut self, volume: usize) {
         let fresh = self.rng.uuid();
-        let behind: Vec<NodeId> =
-            self.peers.iter().filter(|p| !p.receives(volume)).map(|p| p.node).collect();
+        let behind: Vec<NodeId> = self
+            .peers
+            .iter()
+            .filter(|p| !p.receives(volume))
+            .map(|p| p.node)
+            .collect();
         let v = &mut self.volumes[volume];
         if v.generations.new_current(fresh, true, behind.into_iter()) {
             v.bump_running = true;

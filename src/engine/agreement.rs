@@ -74,9 +74,11 @@ impl Resource {
         if theirs.after_sb != ours.after_sb
             || theirs.allow_two_primaries != ours.allow_two_primaries
         {
-            return Err("the split-brain policies differ between the nodes; make the \
+            return Err(
+                "the split-brain policies differ between the nodes; make the \
                         configuration files equal and run `twinblk adjust` on both"
-                .to_string());
+                    .to_string(),
+            );
         }
         let numbers = |v: &[VolumeParams]| v.iter().map(|v| v.volume).collect::<Vec<_>>();
         if numbers(&theirs.volumes) != numbers(&ours.volumes) {
@@ -135,7 +137,10 @@ impl Resource {
     /// Sends the facts once nothing is in flight any more.
     pub(crate) fn try_send_facts(&mut self) {
         for p in 0..self.peers.len() {
-            if self.peers[p].link.as_ref().is_some_and(|l| l.phase == Phase::Drain)
+            if self.peers[p]
+                .link
+                .as_ref()
+                .is_some_and(|l| l.phase == Phase::Drain)
                 && self.is_drained()
             {
                 self.peers[p].receiver.reset();
@@ -155,7 +160,10 @@ impl Resource {
         self.started == 0
             && self.receivers_idle()
             && self.role_change.is_none()
-            && self.volumes.iter().all(|v| !v.bump_running && v.meta.is_idle())
+            && self
+                .volumes
+                .iter()
+                .all(|v| !v.bump_running && v.meta.is_idle())
     }
 
     fn my_facts(&self, p: usize) -> Facts {
@@ -200,7 +208,9 @@ impl Resource {
 
     /// Both sides' facts are known: decide.
     fn try_decide(&mut self, p: usize) {
-        let Some(link) = &self.peers[p].link else { return };
+        let Some(link) = &self.peers[p].link else {
+            return;
+        };
         let (Phase::Facts, Some(mine), Some(theirs), Some(params)) =
             (link.phase, &link.my_facts, &link.facts, &link.params)
         else {
@@ -250,7 +260,10 @@ impl Resource {
         let reason = if let Some((id, _)) = peer.dry_run.take() {
             // Whether a link was wanted before the dry run is what `want_after_dry_run` kept.
             peer.want = core::mem::take(&mut peer.want_after_dry_run);
-            self.out.push(Output::CommandDone { id, result: Ok(text) });
+            self.out.push(Output::CommandDone {
+                id,
+                result: Ok(text),
+            });
             "this was a dry run"
         } else {
             "the peer only asked what connecting would do (dry run)"
@@ -263,7 +276,9 @@ impl Resource {
         let mut text = String::new();
         for (v, d) in self.volumes.iter().zip(decisions) {
             let mine = v.out_of_sync(peer.node);
-            let block = v.bitmap(peer.node).map_or(4096, |b| u64::from(b.block_size()));
+            let block = v
+                .bitmap(peer.node)
+                .map_or(4096, |b| u64::from(b.block_size()));
             let theirs = peer
                 .link
                 .as_ref()
@@ -306,11 +321,17 @@ impl Resource {
     /// The generations do not allow a connection: nothing is overwritten, this side stands alone
     /// until somebody decides. Answers the reason, or `None` when nothing was refused.
     pub(crate) fn refusal(&mut self, p: usize, decisions: &[Decision]) -> Option<String> {
-        let decision = decisions.iter().find(|d| d.direction == Direction::Refuse)?;
+        let decision = decisions
+            .iter()
+            .find(|d| d.direction == Direction::Refuse)?;
         let peer = &mut self.peers[p];
         peer.want = false;
         peer.discard_my_data = false;
-        let headline = if decision.split_brain { "split brain" } else { "connection refused" };
+        let headline = if decision.split_brain {
+            "split brain"
+        } else {
+            "connection refused"
+        };
         let mut text = format!("{headline} ({}): {}", decision.rule.name(), decision.reason);
         if let Some(way_out) = &decision.way_out {
             text.push_str("; ");
@@ -329,13 +350,21 @@ impl Resource {
     }
 
     fn try_agree(&mut self, p: usize) {
-        let Some(link) = &mut self.peers[p].link else { return };
-        let (Phase::Verdicts, Some(verdicts)) = (link.phase, link.verdicts.take()) else { return };
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
+        let (Phase::Verdicts, Some(verdicts)) = (link.phase, link.verdicts.take()) else {
+            return;
+        };
         let decisions = link.decisions.clone();
         if decisions.iter().any(|d| d.direction == Direction::Refuse) {
             // The peer has decided too, by itself and from the same facts: `link_lost` makes this
             // side stand alone.
-            return self.close_link(p, ConnState::StandAlone, "the connection was refused".into());
+            return self.close_link(
+                p,
+                ConnState::StandAlone,
+                "the connection was refused".into(),
+            );
         }
         let mirrored = verdicts.len() == decisions.len()
             && verdicts.iter().zip(&decisions).all(|(theirs, ours)| {
@@ -346,7 +375,10 @@ impl Resource {
         if !mirrored {
             let text = format!(
                 "the nodes came to different decisions: here {:?}, there {verdicts:?}",
-                decisions.iter().map(|d| (d.rule.name(), d.direction)).collect::<Vec<_>>()
+                decisions
+                    .iter()
+                    .map(|d| (d.rule.name(), d.direction))
+                    .collect::<Vec<_>>()
             );
             return self.protocol_error(p, text);
         }
@@ -367,8 +399,8 @@ impl Resource {
         let name = peer.name.clone();
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
         self.set_peer_role(p, facts.role, "told by the peer");
-        for v in 0..self.volumes.len() {
-            let (fact, decision) = (&facts.volumes[v], &decisions[v]);
+        for (v, decision) in decisions.iter().enumerate() {
+            let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
             if self.volumes[v].local.is_none() {
                 continue;
@@ -396,7 +428,10 @@ impl Resource {
         let ours = VolumeParams {
             volume: theirs.volume,
             disk_size: self.volumes[v].data_size(),
-            agreed_size: self.volumes[v].local.as_ref().map_or(0, |l| l.superblock.agreed_size),
+            agreed_size: self.volumes[v]
+                .local
+                .as_ref()
+                .map_or(0, |l| l.superblock.agreed_size),
             block_size: 0,
             bitmap_block: 0,
         };
@@ -437,12 +472,7 @@ impl Resource {
     }
 }
 
-fn side(
-    node: crate::ids::NodeId,
-    facts: &Facts,
-    v: &VolumeFacts,
-    knows: bool,
-) -> Side {
+fn side(node: crate::ids::NodeId, facts: &Facts, v: &VolumeFacts, knows: bool) -> Side {
     Side {
         node,
         current: v.current,

@@ -25,8 +25,15 @@ impl Resource {
         recovered: Recovered,
         no_volatile_cache: bool,
     ) {
-        let Some(v) = self.volume_index(volume) else { return };
-        let Recovered { superblock, layout, bitmaps, warnings } = recovered;
+        let Some(v) = self.volume_index(volume) else {
+            return;
+        };
+        let Recovered {
+            superblock,
+            layout,
+            bitmaps,
+            warnings,
+        } = recovered;
         for warning in warnings {
             self.incident(Severity::Warning, format!("{volume}: {warning}"));
         }
@@ -34,7 +41,11 @@ impl Resource {
         let agreed = superblock.agreed_size;
         self.volumes[v].no_volatile_cache = no_volatile_cache;
         self.volumes[v].generations.load(&superblock);
-        self.volumes[v].local = Some(Local { superblock, layout, bitmaps });
+        self.volumes[v].local = Some(Local {
+            superblock,
+            layout,
+            bitmaps,
+        });
         if agreed != 0 {
             self.set_agreed_size(v, agreed);
         }
@@ -54,13 +65,19 @@ impl Resource {
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, true);
         }
-        self.set_disk(v, DiskState::Attaching, "reading and writing metadata".to_string());
+        self.set_disk(
+            v,
+            DiskState::Attaching,
+            "reading and writing metadata".to_string(),
+        );
         self.commit(v, true, Some(Waiter::Attached));
     }
 
     /// The metadata of a freshly attached volume are settled.
     fn attach_done(&mut self, v: usize) {
-        let Some(local) = &self.volumes[v].local else { return };
+        let Some(local) = &self.volumes[v].local else {
+            return;
+        };
         let flags = local.superblock.flags;
         let created = self.volumes[v].generations.is_just_created();
         let (state, reason) = if !flags.contains(MdFlags::CONSISTENT) {
@@ -93,7 +110,11 @@ impl Resource {
         let peer = self.peers[p].node;
         let reason = format!("trying to connect to {}", self.peers[p].name);
         self.set_connection(p, crate::event::ConnState::Connecting, reason);
-        self.out.push(Output::WantLink { peer, want: true, now: true });
+        self.out.push(Output::WantLink {
+            peer,
+            want: true,
+            now: true,
+        });
     }
 
     /// Asks for a metadata commit.
@@ -104,8 +125,14 @@ impl Resource {
     /// Begins commits that are asked for and possible.
     pub(crate) fn run_commits(&mut self) {
         for v in 0..self.volumes.len() {
-            let Some(pages) = self.volumes[v].meta.wants_begin() else { continue };
-            let writes = if pages { self.collect_pages(v) } else { Vec::new() };
+            let Some(pages) = self.volumes[v].meta.wants_begin() else {
+                continue;
+            };
+            let writes = if pages {
+                self.collect_pages(v)
+            } else {
+                Vec::new()
+            };
             let volume = &mut self.volumes[v];
             let Some(local) = &mut volume.local else {
                 let waiters = volume.meta.fail();
@@ -117,14 +144,23 @@ impl Resource {
             let copy = local.superblock.next_slot();
             let offset = local.layout.superblock_offsets[copy];
             let block: Box<[u8; BLOCK]> = local.superblock.encode();
-            volume.meta.begin((offset, block), u32::try_from(writes.len()).unwrap_or(u32::MAX));
+            volume.meta.begin(
+                (offset, block),
+                u32::try_from(writes.len()).unwrap_or(u32::MAX),
+            );
             let id = volume.id;
             if writes.is_empty() {
                 self.write_superblock(v);
             }
             for (offset, data) in writes {
                 let op = self.new_op(Op::MetaPage(v));
-                self.out.push(Output::MetaWrite { op, volume: id, offset, data, fua: false });
+                self.out.push(Output::MetaWrite {
+                    op,
+                    volume: id,
+                    offset,
+                    data,
+                    fua: false,
+                });
             }
         }
     }
@@ -132,7 +168,9 @@ impl Resource {
     /// All dirty bitmap pages, neighbours together.
     fn collect_pages(&mut self, v: usize) -> Vec<(u64, Box<[u8]>)> {
         let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
-        let Some(local) = &mut self.volumes[v].local else { return Vec::new() };
+        let Some(local) = &mut self.volumes[v].local else {
+            return Vec::new();
+        };
         for (slot, bitmap) in local.bitmaps.iter_mut().enumerate() {
             let slot = u8::try_from(slot).unwrap_or(u8::MAX);
             while let Some(page) = bitmap.take_dirty_page() {
@@ -148,7 +186,10 @@ impl Resource {
                 }
             }
         }
-        writes.into_iter().map(|(o, d)| (o, d.into_boxed_slice())).collect()
+        writes
+            .into_iter()
+            .map(|(o, d)| (o, d.into_boxed_slice()))
+            .collect()
     }
 
     fn write_superblock(&mut self, v: usize) {
@@ -156,7 +197,13 @@ impl Resource {
         if let Some((offset, block)) = self.volumes[v].meta.superblock_due() {
             let op = self.new_op(Op::MetaSuperblock(v));
             let data: Box<[u8]> = block;
-            self.out.push(Output::MetaWrite { op, volume: id, offset, data, fua: true });
+            self.out.push(Output::MetaWrite {
+                op,
+                volume: id,
+                offset,
+                data,
+                fua: true,
+            });
         }
     }
 
@@ -167,7 +214,10 @@ impl Resource {
         }
         if self.volumes[v].meta.page_done() {
             let op = self.new_op(Op::MetaFlush(v));
-            self.out.push(Output::MetaFlush { op, volume: self.volumes[v].id });
+            self.out.push(Output::MetaFlush {
+                op,
+                volume: self.volumes[v].id,
+            });
         }
     }
 

@@ -68,7 +68,8 @@ impl Bitmap {
         }
         self.size = size;
         self.bits = bits;
-        self.words.resize(usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX), 0);
+        self.words
+            .resize(usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX), 0);
         let pages = bits.div_ceil(BITS_PER_PAGE);
         // A page mark beyond a shrunk device stays: its cleared bits still go to the disk.
         let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
@@ -91,7 +92,11 @@ impl Bitmap {
     pub fn clear_bytes(&mut self, offset: u64, len: u64) -> u64 {
         let end = offset.saturating_add(len);
         let first = offset.div_ceil(1 << self.shift);
-        let last = if end >= self.size { self.bits } else { end >> self.shift };
+        let last = if end >= self.size {
+            self.bits
+        } else {
+            end >> self.shift
+        };
         if first >= last {
             return 0;
         }
@@ -118,7 +123,8 @@ impl Bitmap {
 
     /// Whether any block the range touches is marked.
     pub fn any_set_bytes(&self, offset: u64, len: u64) -> bool {
-        self.next_run(offset, len).is_some_and(|(at, _)| at < offset.saturating_add(len))
+        self.next_run(offset, len)
+            .is_some_and(|(at, _)| at < offset.saturating_add(len))
     }
 
     fn change_bits(&mut self, first: u64, end: u64, value: bool) -> u64 {
@@ -167,7 +173,9 @@ impl Bitmap {
         let first = self.next_set(from >> self.shift)?;
         let limit = (max_len >> self.shift).max(1);
         let mut end = first + 1;
-        while end - first < limit && end < self.bits && self.words[index(end)] >> (end % 64) & 1 == 1
+        while end - first < limit
+            && end < self.bits
+            && self.words[index(end)] >> (end % 64) & 1 == 1
         {
             end += 1;
         }
@@ -190,16 +198,22 @@ impl Bitmap {
 
     /// The page as it goes to the disk.
     pub fn encode_page(&self, slot: u8, page: u64) -> Box<[u8; BLOCK]> {
-        let at = usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(WORDS_PER_PAGE);
+        let at = usize::try_from(page)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(WORDS_PER_PAGE);
         let words = self.words.get(at..).unwrap_or(&[]);
         bitmap_pages::encode(slot, page, &words[..words.len().min(WORDS_PER_PAGE)])
     }
 
     /// Takes a page read from the disk.
     pub fn load_page(&mut self, page: u64, words: impl Iterator<Item = u64>) {
-        let at = usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(WORDS_PER_PAGE);
+        let at = usize::try_from(page)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(WORDS_PER_PAGE);
         for (i, word) in words.enumerate() {
-            let Some(mine) = self.words.get_mut(at.saturating_add(i)) else { return };
+            let Some(mine) = self.words.get_mut(at.saturating_add(i)) else {
+                return;
+            };
             let first = (at + i) as u64 * 64;
             let valid = if self.bits - first >= 64 {
                 u64::MAX
@@ -315,8 +329,16 @@ mod tests {
         assert_eq!(b.next_run(0, 1 << 20), Some((4096, 3 * 4096)));
         assert_eq!(b.next_run(0, 2 * 4096), Some((4096, 2 * 4096)));
         assert_eq!(b.next_run(5 * 4096, 1 << 20), Some((10 * 4096, 512)));
-        assert_eq!(b.clear_bytes(10 * 4096, 512), 1, "the last, short block is whole");
-        assert_eq!(b.clear_bytes(4096 + 1, 4096), 0, "half a block is not cleared");
+        assert_eq!(
+            b.clear_bytes(10 * 4096, 512),
+            1,
+            "the last, short block is whole"
+        );
+        assert_eq!(
+            b.clear_bytes(4096 + 1, 4096),
+            0,
+            "half a block is not cleared"
+        );
     }
 
     #[test]

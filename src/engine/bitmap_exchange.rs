@@ -46,19 +46,20 @@ impl Resource {
     pub(crate) fn pump_bitmap(&mut self, p: usize) {
         let node = self.peers[p].node;
         while self.peers[p].unsent() < SEND_AHEAD {
-            let Some(link) = &self.peers[p].link else { return };
-            let Some((v, bit)) = link.bitmap_cursor else { return };
+            let Some(link) = &self.peers[p].link else {
+                return;
+            };
+            let Some((v, bit)) = link.bitmap_cursor else {
+                return;
+            };
             let volume = &self.volumes[v];
-            let Some(bitmap) = volume.bitmap(node) else { return };
+            let Some(bitmap) = volume.bitmap(node) else {
+                return;
+            };
             let mut bytes = Vec::new();
             let total = bitmap.bits();
-            let covered = bitmap_rle::encode(
-                bitmap.words(),
-                bit,
-                total - bit,
-                PIECE_BYTES,
-                &mut bytes,
-            );
+            let covered =
+                bitmap_rle::encode(bitmap.words(), bit, total - bit, PIECE_BYTES, &mut bytes);
             let mut header = Header::new(Kind::Bitmap);
             (header.volume, header.offset, header.size) = (volume.id.0, bit, covered);
             let next = bit + covered;
@@ -93,9 +94,14 @@ impl Resource {
         if !matches!(state, ReplState::WFBitMapS | ReplState::WFBitMapT) {
             return self.protocol_error(p, format!("a bitmap while the replication is {state:?}"));
         }
-        let Some(bitmap) = self.volumes[v].bitmap_mut(node) else { return };
+        let Some(bitmap) = self.volumes[v].bitmap_mut(node) else {
+            return;
+        };
         let first = header.offset;
-        if first.checked_add(header.size).is_none_or(|end| end > bitmap.bits()) {
+        if first
+            .checked_add(header.size)
+            .is_none_or(|end| end > bitmap.bits())
+        {
             return self.protocol_error(p, "a bitmap longer than the device".to_string());
         }
         let mut merge = |at: u64, len: u64| bitmap.merge_run(first + at, len);
@@ -112,7 +118,9 @@ impl Resource {
     pub(crate) fn sync_start_progress(&mut self, p: usize) {
         self.pump_bitmap(p);
         let node = self.peers[p].node;
-        let Some(link) = self.peers[p].link_number() else { return };
+        let Some(link) = self.peers[p].link_number() else {
+            return;
+        };
         for v in 0..self.volumes.len() {
             let pv = &mut self.peers[p].volumes[v];
             let exchanged = pv.start.bitmap_sent && pv.start.bitmap_merged;

@@ -25,7 +25,11 @@ impl Resource {
         let tid = self.next_tid;
         let deadline = self.now + self.consent_time();
         if let Some(link) = &mut self.peers[p].link {
-            link.asked = Some(Asked { tid, deadline, what });
+            link.asked = Some(Asked {
+                tid,
+                deadline,
+                what,
+            });
         }
         self.send_message(p, Channel::Data, &Message::Prepare { tid, change });
     }
@@ -48,7 +52,9 @@ impl Resource {
             if !self.peers[p].receiver.is_idle() || self.peers[p].freezes() {
                 continue;
             }
-            let Some(link) = &mut self.peers[p].link else { continue };
+            let Some(link) = &mut self.peers[p].link else {
+                continue;
+            };
             if let Some((tid, change)) = link.deferred.take() {
                 self.answer(p, tid, &change);
             }
@@ -60,7 +66,9 @@ impl Resource {
     }
 
     fn answer(&mut self, p: usize, tid: u64, change: &Change) {
-        let Some(link) = self.peers[p].link_number() else { return };
+        let Some(link) = self.peers[p].link_number() else {
+            return;
+        };
         let node = self.peers[p].node;
         let me = self.cfg.me.name.clone();
         let peer_change = |this: &mut Self, v: usize| {
@@ -125,13 +133,21 @@ impl Resource {
         }
         let promoting = matches!(
             self.role_change,
-            Some(RoleChange { step: Step::Consent { .. } | Step::Promoting { .. }, .. })
+            Some(RoleChange {
+                step: Step::Consent { .. } | Step::Promoting { .. },
+                ..
+            })
         );
         if !promoting {
             return None;
         }
-        let committed =
-            matches!(self.role_change, Some(RoleChange { step: Step::Promoting { .. }, .. }));
+        let committed = matches!(
+            self.role_change,
+            Some(RoleChange {
+                step: Step::Promoting { .. },
+                ..
+            })
+        );
         if committed || self.cfg.me.id < self.peers[p].node {
             return Some(format!("{me} is being promoted at the same moment"));
         }
@@ -150,7 +166,10 @@ impl Resource {
         let name = self.peers[p].name.clone();
         let mut waits = false;
         for v in 0..self.volumes.len() {
-            if matches!(self.volumes[v].disk, DiskState::UpToDate | DiskState::Consistent) {
+            if matches!(
+                self.volumes[v].disk,
+                DiskState::UpToDate | DiskState::Consistent
+            ) {
                 self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
                 let reason = format!("disconnected on purpose while {name} was Primary");
                 self.set_disk(v, DiskState::Outdated, reason);
@@ -206,14 +225,22 @@ impl Resource {
     /// The peer's answer.
     pub(crate) fn prepare_reply_received(&mut self, p: usize, tid: u64, refusal: Option<String>) {
         let name = self.peers[p].name.clone();
-        let Some(link) = &mut self.peers[p].link else { return };
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
         if link.asked.as_ref().is_none_or(|a| a.tid != tid) {
             return; // an answer to something given up
         }
-        let Some(asked) = link.asked.take() else { return };
+        let Some(asked) = link.asked.take() else {
+            return;
+        };
         let promotion = asked.what == AskedWhat::Promote;
         let refusal = refusal.map(|text| Refusal {
-            kind: if promotion { RefusalKind::State } else { RefusalKind::PeerRefused },
+            kind: if promotion {
+                RefusalKind::State
+            } else {
+                RefusalKind::PeerRefused
+            },
             reason: format!("{name} refused: {text}"),
             way_out: if promotion {
                 format!("run `twinblk secondary {}` on {name} first", self.cfg.name)
@@ -232,7 +259,12 @@ impl Resource {
             }
             (AskedWhat::Disconnect, _) => self.leave(p),
             (AskedWhat::InvalidatePeer(id), None) => {
-                self.done(id, Ok(format!("the data on {name} are invalid now; a full sync starts")));
+                self.done(
+                    id,
+                    Ok(format!(
+                        "the data on {name} are invalid now; a full sync starts"
+                    )),
+                );
                 self.renegotiate("the peer's data were invalidated");
             }
             (AskedWhat::DeclareEqual(id, current), None) => {
@@ -260,7 +292,9 @@ impl Resource {
     /// Tells peers that consented that the change is over.
     pub(crate) fn finish_asked(&mut self, what: AskedWhat, commit: bool) {
         for p in 0..self.peers.len() {
-            let Some(link) = &mut self.peers[p].link else { continue };
+            let Some(link) = &mut self.peers[p].link else {
+                continue;
+            };
             let mut tid = link.granted_to_me.take();
             if link.asked.as_ref().is_some_and(|a| a.what == what) {
                 tid = link.asked.take().map(|a| a.tid);
@@ -275,20 +309,27 @@ impl Resource {
     pub(crate) fn asked_tick(&mut self, p: usize) {
         let now = self.now;
         let name = self.peers[p].name.clone();
-        let Some(link) = &mut self.peers[p].link else { return };
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
         if link.granted.is_some_and(|(_, until)| now >= until) {
             link.granted = None;
         }
         if link.asked.as_ref().is_some_and(|a| now >= a.deadline) {
-            let Some(asked) = link.asked.take() else { return };
+            let Some(asked) = link.asked.take() else {
+                return;
+            };
             let text = format!("{name} did not answer in time");
             self.asked_failed(p, &asked, RefusalKind::Timeout, &text);
         }
     }
 
     fn asked_failed(&mut self, p: usize, asked: &Asked, kind: RefusalKind, text: &str) {
-        let refusal =
-            Refusal { kind, reason: text.to_string(), way_out: "try again".to_string() };
+        let refusal = Refusal {
+            kind,
+            reason: text.to_string(),
+            way_out: "try again".to_string(),
+        };
         match asked.what {
             AskedWhat::Promote => self.end_role_change(Err(refusal)),
             AskedWhat::Disconnect => self.leave(p),
@@ -332,7 +373,11 @@ impl Resource {
         } else {
             self.set_connection(p, ConnState::StandAlone, reason);
             let peer = self.peers[p].node;
-            self.out.push(Output::WantLink { peer, want: false, now: false });
+            self.out.push(Output::WantLink {
+                peer,
+                want: false,
+                now: false,
+            });
         }
     }
 }

@@ -19,7 +19,9 @@ use twinblk_protocol::frame::{Header, Kind, flags};
 impl Resource {
     /// The local disk finished its part of a client's write or flush.
     pub(crate) fn local_part_done(&mut self, key: RequestKey, result: Result<(), i32>) {
-        let Some(r) = self.requests.get_mut(key) else { return };
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
         r.local = match result {
             Ok(()) => LocalPart::Done,
             Err(e) => LocalPart::Failed(e),
@@ -41,12 +43,17 @@ impl Resource {
 
     /// A read ended.
     pub(crate) fn read_done(&mut self, key: RequestKey, result: Result<(), i32>) {
-        let Some(r) = self.requests.remove(key) else { return };
+        let Some(r) = self.requests.remove(key) else {
+            return;
+        };
         let result = match result {
             Ok(()) => Ok(()),
             Err(e) => {
                 self.disk_failed(r.volume, e, "a read");
-                Err(ReplyError { errno: errno::EIO, text: "the local disk failed to read" })
+                Err(ReplyError {
+                    errno: errno::EIO,
+                    text: "the local disk failed to read",
+                })
             }
         };
         self.out.push(Output::Reply { tag: r.tag, result });
@@ -54,7 +61,9 @@ impl Resource {
 
     /// Answers the client if everything it waits for has come.
     pub(crate) fn try_complete(&mut self, key: RequestKey) {
-        let Some(r) = self.requests.get(key) else { return };
+        let Some(r) = self.requests.get(key) else {
+            return;
+        };
         let error = match r.local {
             LocalPart::NotStarted | LocalPart::InFlight => return,
             LocalPart::Done => None,
@@ -76,7 +85,10 @@ impl Resource {
         let tag = r.tag;
         self.requests.remove(key);
         self.started -= 1;
-        self.out.push(Output::Reply { tag, result: error.map_or(Ok(()), Err) });
+        self.out.push(Output::Reply {
+            tag,
+            result: error.map_or(Ok(()), Err),
+        });
     }
 
     /// The new generation is on the disk: what waited for it may be answered.

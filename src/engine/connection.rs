@@ -21,7 +21,11 @@ impl Resource {
     /// Both sockets are up.
     pub(crate) fn link_up(&mut self, p: usize) {
         if self.peers[p].link.is_some() {
-            self.link_lost(p, ConnState::BrokenPipe, String::from("replaced by a new connection"));
+            self.link_lost(
+                p,
+                ConnState::BrokenPipe,
+                String::from("replaced by a new connection"),
+            );
         }
         if !self.peers[p].want {
             let reason = "this node is StandAlone: `twinblk connect` lets it connect";
@@ -99,7 +103,11 @@ impl Resource {
     fn dial_now(&mut self, p: usize) {
         if self.peers[p].want {
             let peer = self.peers[p].node;
-            self.out.push(Output::WantLink { peer, want: true, now: true });
+            self.out.push(Output::WantLink {
+                peer,
+                want: true,
+                now: true,
+            });
         }
     }
 
@@ -115,7 +123,10 @@ impl Resource {
             header,
             body: SendBody::Bytes(reason.as_bytes().to_vec()),
         });
-        self.out.push(Output::CloseLink { peer, reason: String::from(reason) });
+        self.out.push(Output::CloseLink {
+            peer,
+            reason: String::from(reason),
+        });
     }
 
     /// The peer said what it must not say.
@@ -129,7 +140,9 @@ impl Resource {
     /// out of sync *before* any client is answered, and if there were any on a Primary, a new
     /// generation makes the peer the one that is behind.
     pub(crate) fn link_lost(&mut self, p: usize, state: ConnState, reason: String) {
-        let Some(link) = self.peers[p].link.take() else { return };
+        let Some(link) = self.peers[p].link.take() else {
+            return;
+        };
         let reason = match link.phase {
             Phase::Verdicts => self.refusal(p, &link.decisions).unwrap_or(reason),
             _ => reason,
@@ -139,7 +152,9 @@ impl Resource {
         let mut answered = Vec::new();
         let entries: Vec<_> = self.peers[p].log.drain().collect();
         for entry in entries {
-            let Some(v) = self.volume_index(entry.volume) else { continue };
+            let Some(v) = self.volume_index(entry.volume) else {
+                continue;
+            };
             if !entry.stable {
                 if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                     bitmap.set_bytes(entry.offset, entry.len);
@@ -175,9 +190,17 @@ impl Resource {
         self.set_connection(p, state, reason.clone());
         self.link_lost_commands(p, &link, &reason);
         let want = self.peers[p].want;
-        let next = if want { ConnState::Connecting } else { ConnState::StandAlone };
+        let next = if want {
+            ConnState::Connecting
+        } else {
+            ConnState::StandAlone
+        };
         self.set_connection(p, next, reason);
-        self.out.push(Output::WantLink { peer: node, want, now: false });
+        self.out.push(Output::WantLink {
+            peer: node,
+            want,
+            now: false,
+        });
     }
 
     /// Queues a frame. Without a link nothing happens.
@@ -196,7 +219,12 @@ impl Resource {
             }
             link.queued += HEADER_LEN as u64 + payload;
         }
-        self.out.push(Output::Send { peer: node, channel, header, body });
+        self.out.push(Output::Send {
+            peer: node,
+            channel,
+            header,
+            body,
+        });
     }
 
     /// Queues a control message.
@@ -270,7 +298,10 @@ impl Resource {
                 let reason = String::from_utf8_lossy(&bytes).to_string();
                 let text = format!("{} closed the connection: {reason}", self.peers[p].name);
                 let node = self.peers[p].node;
-                self.out.push(Output::CloseLink { peer: node, reason: text.clone() });
+                self.out.push(Output::CloseLink {
+                    peer: node,
+                    reason: text.clone(),
+                });
                 self.link_lost(p, ConnState::TearDown, text);
                 if header.flags & flags::AGAIN != 0 {
                     self.dial_now(p);
@@ -309,7 +340,11 @@ impl Resource {
         }
         let silence = now.since(link.last_received);
         let busy = peer.log.front().is_some() || link.phase != Phase::Agreed;
-        let limit = if busy { EAGER_PING.min(options.ping_int) } else { options.ping_int };
+        let limit = if busy {
+            EAGER_PING.min(options.ping_int)
+        } else {
+            options.ping_int
+        };
         if link.ping.is_none() && silence >= limit {
             link.ping_sequence += 1;
             link.ping = Some((link.ping_sequence, now));
@@ -320,15 +355,25 @@ impl Resource {
         let peer = &self.peers[p];
         let Some(link) = &peer.link else { return };
         let handshake_limit = (self.cfg.options.ping_timeout * 4).max(Duration::from_secs(10));
-        if link.frozen_at.is_some_and(|at| now.since(at) >= handshake_limit) {
+        if link
+            .frozen_at
+            .is_some_and(|at| now.since(at) >= handshake_limit)
+        {
             let text = format!("{} did not finish the handshake in time", peer.name);
             return self.close_link(p, ConnState::Timeout, text);
         }
         if self.cfg.options.ko_count > 0 {
-            let owed = peer.log.front().is_some_and(|e| now.since(e.sent) >= patience);
+            let owed = peer
+                .log
+                .front()
+                .is_some_and(|e| now.since(e.sent) >= patience);
             let stuck = link.queued > link.sent && now.since(link.progress_at) >= patience;
             if owed || stuck {
-                let what = if stuck { "does not read" } else { "left a write unconfirmed" };
+                let what = if stuck {
+                    "does not read"
+                } else {
+                    "left a write unconfirmed"
+                };
                 let text = format!("{} {what} for {patience:?} (timeout × ko-count)", peer.name);
                 return self.close_link(p, ConnState::Timeout, text);
             }
@@ -346,7 +391,11 @@ impl Resource {
         let link = peer.link.as_ref()?;
         let options = &self.cfg.options;
         let busy = peer.log.front().is_some() || link.phase != Phase::Agreed;
-        let limit = if busy { EAGER_PING.min(options.ping_int) } else { options.ping_int };
+        let limit = if busy {
+            EAGER_PING.min(options.ping_int)
+        } else {
+            options.ping_int
+        };
         let mut next = match link.ping {
             Some((_, at)) => at + options.ping_timeout,
             None => link.last_received + limit,

@@ -21,7 +21,11 @@ pub(crate) enum EpochError {
     /// A write of an epoch that is closed, or of one not opened yet.
     Unexpected { epoch: u64, open: u64 },
     /// The barrier's count is not what was received.
-    Count { epoch: u64, said: u64, received: u64 },
+    Count {
+        epoch: u64,
+        said: u64,
+        received: u64,
+    },
 }
 
 /// A barrier ready to be acknowledged.
@@ -61,7 +65,10 @@ pub(crate) struct EpochReceiver {
 impl EpochReceiver {
     /// Starts over for a new connection; everything of the old one must be finished.
     pub(crate) fn reset(&mut self) {
-        assert!(self.is_idle(), "a new connection starts with nothing left of the old one");
+        assert!(
+            self.is_idle(),
+            "a new connection starts with nothing left of the old one"
+        );
         self.open = 1;
     }
 
@@ -73,11 +80,17 @@ impl EpochReceiver {
     /// A write of `epoch` arrived. Answers whether it must be held; then [`Self::hold`] it.
     pub(crate) fn received(&mut self, epoch: u64, volume: VolumeId) -> Result<bool, EpochError> {
         if epoch != self.open {
-            return Err(EpochError::Unexpected { epoch, open: self.open });
+            return Err(EpochError::Unexpected {
+                epoch,
+                open: self.open,
+            });
         }
         let fresh = self.epochs.back().is_none_or(|e| e.number != epoch);
         if fresh {
-            self.epochs.push_back(Epoch { number: epoch, ..Epoch::default() });
+            self.epochs.push_back(Epoch {
+                number: epoch,
+                ..Epoch::default()
+            });
         }
         if let Some(current) = self.epochs.back_mut() {
             current.received += 1;
@@ -90,7 +103,9 @@ impl EpochReceiver {
     }
 
     fn must_hold(&self, epoch: u64) -> bool {
-        self.epochs.iter().any(|e| e.number < epoch && e.barrier == Some(true))
+        self.epochs
+            .iter()
+            .any(|e| e.number < epoch && e.barrier == Some(true))
     }
 
     /// Keeps a write back.
@@ -126,14 +141,24 @@ impl EpochReceiver {
         ordered: bool,
     ) -> Result<(), EpochError> {
         if epoch != self.open {
-            return Err(EpochError::Unexpected { epoch, open: self.open });
+            return Err(EpochError::Unexpected {
+                epoch,
+                open: self.open,
+            });
         }
         if self.epochs.back().is_none_or(|e| e.number != epoch) {
-            self.epochs.push_back(Epoch { number: epoch, ..Epoch::default() });
+            self.epochs.push_back(Epoch {
+                number: epoch,
+                ..Epoch::default()
+            });
         }
         if let Some(e) = self.epochs.back_mut() {
             if e.received != count {
-                return Err(EpochError::Count { epoch, said: count, received: e.received });
+                return Err(EpochError::Count {
+                    epoch,
+                    said: count,
+                    received: e.received,
+                });
             }
             e.barrier = Some(ordered);
         }
@@ -163,7 +188,10 @@ impl EpochReceiver {
 
     /// A flush started for the oldest epoch is done.
     pub(crate) fn flush_done(&mut self) {
-        if let Some(Epoch { flushing: Some(n), .. }) = self.epochs.front_mut() {
+        if let Some(Epoch {
+            flushing: Some(n), ..
+        }) = self.epochs.front_mut()
+        {
             *n = n.saturating_sub(1);
         }
     }
@@ -201,7 +229,11 @@ mod tests {
         let mut rx = rx();
         assert_eq!(rx.received(1, V), Ok(false));
         rx.barrier(1, 1, true).expect("count matches");
-        assert_eq!(rx.received(2, V), Ok(true), "behind a flush that is not done");
+        assert_eq!(
+            rx.received(2, V),
+            Ok(true),
+            "behind a flush that is not done"
+        );
         rx.hold(2, Key::from_raw(7));
         assert_eq!(rx.start_flush(), None, "the write is not on the disk yet");
         rx.written(1, None);
@@ -224,11 +256,18 @@ mod tests {
     #[test]
     fn broken_rules_are_told() {
         let mut rx = rx();
-        assert_eq!(rx.received(2, V), Err(EpochError::Unexpected { epoch: 2, open: 1 }));
+        assert_eq!(
+            rx.received(2, V),
+            Err(EpochError::Unexpected { epoch: 2, open: 1 })
+        );
         assert_eq!(rx.received(1, V), Ok(false));
         assert_eq!(
             rx.barrier(1, 2, false),
-            Err(EpochError::Count { epoch: 1, said: 2, received: 1 })
+            Err(EpochError::Count {
+                epoch: 1,
+                said: 2,
+                received: 1
+            })
         );
     }
 

@@ -27,30 +27,30 @@ pub mod time;
 
 // Mechanisms, each with its own state and tests.
 pub mod bitmap;
+mod epoch_receiver;
 pub mod generations;
 pub mod handshake;
+mod meta_writer;
 pub mod metadata;
 pub mod overlap;
-pub mod split_brain;
-mod epoch_receiver;
-mod meta_writer;
 mod resync_rate;
 mod rng;
 mod slots;
+pub mod split_brain;
 mod transfer_log;
 
 // The resource: dispatcher, then the path of a request in reading order.
-pub mod resource;
-mod request;
 mod admission;
 mod completion;
 mod peer_request;
+mod request;
+pub mod resource;
 
 // Peers: link, handshake, bitmaps, resync.
-mod peer;
-mod connection;
 mod agreement;
 mod bitmap_exchange;
+mod connection;
+mod peer;
 mod resync;
 
 // States and orders.

@@ -20,7 +20,11 @@ use twinblk_protocol::control::Change;
 const DRY_RUN_TIME: Duration = Duration::from_secs(20);
 
 fn refuse<T>(kind: RefusalKind, reason: String, way_out: &str) -> Result<T, Refusal> {
-    Err(Refusal { kind, reason, way_out: way_out.to_string() })
+    Err(Refusal {
+        kind,
+        reason,
+        way_out: way_out.to_string(),
+    })
 }
 
 impl Resource {
@@ -34,7 +38,11 @@ impl Resource {
         match command {
             Command::Primary { force } => self.promote(id, force),
             Command::Secondary => self.demote(Some(id)),
-            Command::Connect { peer, discard_my_data, dry_run } => {
+            Command::Connect {
+                peer,
+                discard_my_data,
+                dry_run,
+            } => {
                 self.order_connect(id, peer, discard_my_data, dry_run);
             }
             Command::Disconnect { peer } => self.order_disconnect(id, peer),
@@ -52,7 +60,9 @@ impl Resource {
     /// Takes up orders that waited.
     pub(crate) fn run_waiting_commands(&mut self) {
         while self.role_change.is_none() && !self.peers.iter().any(|p| p.freezes()) {
-            let Some((id, command)) = self.waiting_commands.pop_front() else { return };
+            let Some((id, command)) = self.waiting_commands.pop_front() else {
+                return;
+            };
             self.command(id, command);
         }
     }
@@ -73,13 +83,7 @@ impl Resource {
         Ok(chosen)
     }
 
-    fn order_connect(
-        &mut self,
-        id: CommandId,
-        peer: Option<NodeId>,
-        discard: bool,
-        dry_run: bool,
-    ) {
+    fn order_connect(&mut self, id: CommandId, peer: Option<NodeId>, discard: bool, dry_run: bool) {
         let chosen = match self.chosen_peers(peer) {
             Ok(chosen) => chosen,
             Err(refusal) => return self.done(id, Err(refusal)),
@@ -176,7 +180,11 @@ impl Resource {
         let result = self.agreed_peer(None).and_then(|p| {
             if self.role == Role::Primary {
                 let text = format!("{} is Primary: its data are in use", self.cfg.me.name);
-                return refuse(RefusalKind::InUse, text, "demote first: `twinblk secondary`");
+                return refuse(
+                    RefusalKind::InUse,
+                    text,
+                    "demote first: `twinblk secondary`",
+                );
             }
             let bad = |v: &crate::peer::PeerVolume| v.disk != DiskState::UpToDate;
             if self.peers[p].volumes.iter().any(bad) {
@@ -213,9 +221,10 @@ impl Resource {
 
     fn order_new_uuid(&mut self, id: CommandId, clear_bitmap: bool) {
         if !clear_bitmap {
-            let text = "without --clear-bitmap there is nothing to do by hand: a new generation is \
+            let text =
+                "without --clear-bitmap there is nothing to do by hand: a new generation is \
                         made when one is needed"
-                .to_string();
+                    .to_string();
             return self.done(id, refuse(RefusalKind::Other, text, "add --clear-bitmap"));
         }
         let result = self.agreed_peer(None).and_then(|p| {
@@ -224,8 +233,8 @@ impl Resource {
                 .iter()
                 .all(|v| v.generations.current & !1 == UUID_JUST_CREATED);
             if !created || self.role == Role::Primary {
-                let text = "the disk is not just created: its copies cannot be declared equal"
-                    .to_string();
+                let text =
+                    "the disk is not just created: its copies cannot be declared equal".to_string();
                 return refuse(
                     RefusalKind::State,
                     text,
@@ -257,7 +266,12 @@ impl Resource {
             // Clients get errors from now on; the driver closes their connections.
             self.clients = crate::slots::Slots::default();
         }
-        self.stopping = Some(Stopping { command: id, parted: false, written: false, left: 0 });
+        self.stopping = Some(Stopping {
+            command: id,
+            parted: false,
+            written: false,
+            left: 0,
+        });
         while let Some(key) = self.gated.pop_front() {
             self.started += 1;
             self.local_part_done(key, Err(5));
@@ -269,7 +283,9 @@ impl Resource {
 
     /// Drives a stop: demote → part → write → out.
     pub(crate) fn stop_progress(&mut self) {
-        let Some(stopping) = &self.stopping else { return };
+        let Some(stopping) = &self.stopping else {
+            return;
+        };
         if self.role_change.is_some() || self.role == Role::Primary {
             return;
         }
@@ -286,7 +302,9 @@ impl Resource {
         if linked || !self.receivers_idle() || self.chunks.len() > 0 {
             return;
         }
-        let Some(stopping) = &mut self.stopping else { return };
+        let Some(stopping) = &mut self.stopping else {
+            return;
+        };
         if !stopping.written {
             stopping.written = true;
             stopping.left = self.volumes.len();
@@ -298,7 +316,9 @@ impl Resource {
 
     /// The last metadata of a volume are on the disk.
     pub(crate) fn stop_written(&mut self) {
-        let Some(stopping) = &mut self.stopping else { return };
+        let Some(stopping) = &mut self.stopping else {
+            return;
+        };
         stopping.left = stopping.left.saturating_sub(1);
         if stopping.left == 0 {
             let id = stopping.command;
@@ -345,7 +365,11 @@ impl Resource {
                 }
                 None => format!("{} is Secondary on {}", self.cfg.name, self.cfg.me.name),
             };
-            return refuse(RefusalKind::State, text, "connect to the Primary, or promote this node");
+            return refuse(
+                RefusalKind::State,
+                text,
+                "connect to the Primary, or promote this node",
+            );
         }
         Ok(ClientId(self.clients.insert(Client { name: client }).raw()))
     }

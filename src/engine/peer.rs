@@ -189,6 +189,8 @@ impl Peer {
 
     /// Bytes queued and not yet handed to the kernel.
     pub(crate) fn unsent(&self) -> u64 {
-        self.link.as_ref().map_or(0, |l| l.queued.saturating_sub(l.sent))
+        self.link
+            .as_ref()
+            .map_or(0, |l| l.queued.saturating_sub(l.sent))
     }
 }

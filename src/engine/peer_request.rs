@@ -87,14 +87,12 @@ impl Resource {
     }
 
     /// What a peer may not send: nothing of it reaches the disk.
-    fn check_peer_write(
-        &self,
-        peer: usize,
-        header: &Header,
-        has_buf: bool,
-    ) -> Result<(), String> {
+    fn check_peer_write(&self, peer: usize, header: &Header, has_buf: bool) -> Result<(), String> {
         let Some(volume) = self.volume_index(VolumeId(header.volume)) else {
-            return Err(format!("a write for volume {}, which does not exist", header.volume));
+            return Err(format!(
+                "a write for volume {}, which does not exist",
+                header.volume
+            ));
         };
         let state = self.peers[peer].volumes[volume].replication;
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
@@ -104,15 +102,24 @@ impl Resource {
             _ => false,
         };
         if !allowed || !self.peers[peer].is_agreed() {
-            return Err(format!("a {:?} frame while the replication is {state:?}", header.kind));
+            return Err(format!(
+                "a {:?} frame while the replication is {state:?}",
+                header.kind
+            ));
         }
         if self.role == crate::event::Role::Primary {
-            return Err(format!("a {:?} frame although this node is Primary", header.kind));
+            return Err(format!(
+                "a {:?} frame although this node is Primary",
+                header.kind
+            ));
         }
         let v = &self.volumes[volume];
         let block = u64::from(v.block_size);
-        let fits = header.offset.checked_add(header.size).is_some_and(|end| end <= v.size());
-        let aligned = header.offset % block == 0 && header.size % block == 0;
+        let fits = header
+            .offset
+            .checked_add(header.size)
+            .is_some_and(|end| end <= v.size());
+        let aligned = header.offset.is_multiple_of(block) && header.size.is_multiple_of(block);
         let bulk = matches!(header.kind, Kind::Write | Kind::ResyncData);
         if !fits || !aligned || header.size == 0 || bulk != has_buf {
             return Err(format!(
@@ -124,10 +131,15 @@ impl Resource {
     }
 
     fn lock_peer_write(&mut self, key: PeerRequestKey) {
-        let Some(r) = self.peer_requests.get(key) else { return };
+        let Some(r) = self.peer_requests.get(key) else {
+            return;
+        };
         let (volume, offset, size) = (r.volume, r.header.offset, r.header.size);
         let owner = LockOwner::Peer(key);
-        match self.volumes[volume].lock.acquire(offset, size, Mode::Exclusive, owner) {
+        match self.volumes[volume]
+            .lock
+            .acquire(offset, size, Mode::Exclusive, owner)
+        {
             Acquired::Granted(lock) => self.start_peer_write(key, lock),
             Acquired::Waiting(_) => {}
         }
@@ -136,7 +148,9 @@ impl Resource {
     /// The range is held: write.
     pub(crate) fn start_peer_write(&mut self, key: PeerRequestKey, lock: LockId) {
         let op = self.new_op(Op::PeerWrite(key));
-        let Some(r) = self.peer_requests.get_mut(key) else { return };
+        let Some(r) = self.peer_requests.get_mut(key) else {
+            return;
+        };
         r.lock = Some(lock);
         let (h, buf) = (r.header, r.buf);
         let volume = VolumeId(h.volume);
@@ -144,19 +158,39 @@ impl Resource {
         self.out.push(match buf {
             Some(buf) => {
                 let len = u32::try_from(h.size).expect("frames are smaller than 4 GiB");
-                Output::DiskWrite { op, volume, offset: h.offset, len, buf, fua }
+                Output::DiskWrite {
+                    op,
+                    volume,
+                    offset: h.offset,
+                    len,
+                    buf,
+                    fua,
+                }
             }
             None => {
                 let allocate = h.flags & flags::NO_HOLE != 0;
-                let mode = if allocate { ZeroMode::Allocate } else { ZeroMode::Punch };
-                Output::DiskZero { op, volume, offset: h.offset, len: h.size, mode, fua }
+                let mode = if allocate {
+                    ZeroMode::Allocate
+                } else {
+                    ZeroMode::Punch
+                };
+                Output::DiskZero {
+                    op,
+                    volume,
+                    offset: h.offset,
+                    len: h.size,
+                    mode,
+                    fua,
+                }
             }
         });
     }
 
     /// The disk has it, or not.
     pub(crate) fn peer_write_done(&mut self, key: PeerRequestKey, result: Result<(), i32>) {
-        let Some(r) = self.peer_requests.remove(key) else { return };
+        let Some(r) = self.peer_requests.remove(key) else {
+            return;
+        };
         if let Some(buf) = r.buf {
             self.out.push(Output::ReleaseBuf(buf));
         }
@@ -165,8 +199,8 @@ impl Resource {
         }
         let live = self.peers[r.peer].link_number() == Some(r.link);
         let h = r.header;
-        let resynced = (r.is_resync() && result.is_ok())
-            .then_some((VolumeId(h.volume), h.offset, h.size));
+        let resynced =
+            (r.is_resync() && result.is_ok()).then_some((VolumeId(h.volume), h.offset, h.size));
         match result {
             Ok(()) if live => self.ack_peer_write(&r),
             Ok(()) => {}
@@ -185,7 +219,11 @@ impl Resource {
     }
 
     fn ack_peer_write(&mut self, r: &PeerRequest) {
-        let mut ack = Header::new(if r.is_resync() { Kind::ResyncAck } else { Kind::WriteAck });
+        let mut ack = Header::new(if r.is_resync() {
+            Kind::ResyncAck
+        } else {
+            Kind::WriteAck
+        });
         (ack.seq, ack.volume, ack.size) = (r.header.seq, r.header.volume, r.header.size);
         if r.header.flags & flags::FUA != 0 || self.volumes[r.volume].no_volatile_cache {
             ack.flags |= flags::STABLE;
@@ -198,7 +236,10 @@ impl Resource {
     /// A barrier arrived.
     pub(crate) fn barrier_received(&mut self, peer: usize, header: &Header) {
         let ordered = header.flags & flags::ORDERED != 0;
-        if let Err(e) = self.peers[peer].receiver.barrier(header.epoch, header.size, ordered) {
+        if let Err(e) = self.peers[peer]
+            .receiver
+            .barrier(header.epoch, header.size, ordered)
+        {
             return self.protocol_error(peer, format!("{e:?}"));
         }
         self.flush_ready_epochs(peer);
@@ -214,7 +255,9 @@ impl Resource {
                     self.out.push(Output::DiskFlush { op, volume });
                 }
             }
-            let Some(flushed) = self.peers[peer].receiver.take_flushed() else { break };
+            let Some(flushed) = self.peers[peer].receiver.take_flushed() else {
+                break;
+            };
             let node = self.peers[peer].node;
             for (volume, offset, len) in flushed.resynced {
                 if let Some(v) = self.volume_index(volume)

@@ -29,7 +29,9 @@ impl Resource {
                     current_uuid: v.generations.current,
                 })
                 .collect(),
-            peers: (0..self.peers.len()).map(|p| self.peer_status(p, now)).collect(),
+            peers: (0..self.peers.len())
+                .map(|p| self.peer_status(p, now))
+                .collect(),
         }
     }
 
@@ -75,7 +77,9 @@ impl Resource {
         max: usize,
     ) -> Vec<(u64, u64, bool)> {
         let mut ranges = Vec::new();
-        let Some(v) = self.volume_index(volume) else { return ranges };
+        let Some(v) = self.volume_index(volume) else {
+            return ranges;
+        };
         let end = offset.saturating_add(len);
         let mut at = offset;
         while at < end && ranges.len() < max {

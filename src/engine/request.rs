@@ -72,8 +72,11 @@ impl Resource {
             return self.refuse(&request, refuse(errno::EIO, text));
         }
         let block = u64::from(v.block_size);
-        let fits = request.offset.checked_add(request.len).is_some_and(|end| end <= v.size());
-        let aligned = request.offset % block == 0 && request.len % block == 0;
+        let fits = request
+            .offset
+            .checked_add(request.len)
+            .is_some_and(|end| end <= v.size());
+        let aligned = request.offset.is_multiple_of(block) && request.len.is_multiple_of(block);
         let sized = (request.len > 0) != (request.kind == RequestKind::Flush);
         if !fits || !aligned || !sized {
             let text = "the range does not fit the device or its block size";
@@ -123,17 +126,28 @@ impl Resource {
         if let (Some(buf), true) = (request.buf, request.kind != RequestKind::Read) {
             self.out.push(Output::ReleaseBuf(buf));
         }
-        self.out.push(Output::Reply { tag: request.tag, result: Err(error) });
+        self.out.push(Output::Reply {
+            tag: request.tag,
+            result: Err(error),
+        });
     }
 
     fn start_read(&mut self, key: RequestKey) {
         let op = self.new_op(Op::ClientRead(key));
-        let Some(r) = self.requests.get_mut(key) else { return };
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
         r.local = LocalPart::InFlight;
         let (volume, offset, len, buf) = (r.volume, r.offset, r.len, r.buf);
         let volume = self.volumes[volume].id;
         let len = u32::try_from(len).expect("the front end bounds reads");
-        self.out.push(Output::DiskRead { op, volume, offset, len, buf });
+        self.out.push(Output::DiskRead {
+            op,
+            volume,
+            offset,
+            len,
+            buf,
+        });
     }
 
     /// A flush covers every write answered so far on this volume: the local disk's, and under
@@ -141,11 +155,16 @@ impl Resource {
     /// waited for.
     fn start_flush(&mut self, key: RequestKey) {
         let op = self.new_op(Op::ClientFlush(key));
-        let Some(r) = self.requests.get_mut(key) else { return };
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
         r.local = LocalPart::InFlight;
         let volume = r.volume;
         self.started += 1;
-        self.out.push(Output::DiskFlush { op, volume: self.volumes[volume].id });
+        self.out.push(Output::DiskFlush {
+            op,
+            volume: self.volumes[volume].id,
+        });
         for p in 0..self.peers.len() {
             if !self.peers[p].receives(volume) || self.peers[p].log.is_empty() {
                 continue;
@@ -165,7 +184,9 @@ impl Resource {
     pub(crate) fn start_write(&mut self, key: RequestKey) {
         let protocol = self.cfg.options.protocol;
         let op = self.new_op(Op::ClientWrite(key));
-        let Some(r) = self.requests.get_mut(key) else { return };
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
         r.local = LocalPart::InFlight;
         r.started_at = self.now;
         let (volume, kind, offset, len, fua, buf) =
@@ -210,7 +231,10 @@ impl Resource {
             (header.volume, header.seq, header.epoch) = (id.0, seq, epoch);
             (header.offset, header.size) = (offset, len);
             let body = match buf {
-                Some(buf) => SendBody::Buf { buf, len: u32::try_from(len).unwrap_or(0) },
+                Some(buf) => SendBody::Buf {
+                    buf,
+                    len: u32::try_from(len).unwrap_or(0),
+                },
                 None => SendBody::None,
             };
             self.send(p, Channel::Data, header, body);
@@ -219,12 +243,31 @@ impl Resource {
         self.out.push(match (kind, buf) {
             (RequestKind::Write, Some(buf)) => {
                 let len = u32::try_from(len).expect("the front end bounds writes");
-                Output::DiskWrite { op, volume: id, offset, len, buf, fua }
+                Output::DiskWrite {
+                    op,
+                    volume: id,
+                    offset,
+                    len,
+                    buf,
+                    fua,
+                }
             }
-            (RequestKind::WriteZeroes { no_hole: true }, _) => {
-                Output::DiskZero { op, volume: id, offset, len, mode: ZeroMode::Allocate, fua }
-            }
-            _ => Output::DiskZero { op, volume: id, offset, len, mode: ZeroMode::Punch, fua },
+            (RequestKind::WriteZeroes { no_hole: true }, _) => Output::DiskZero {
+                op,
+                volume: id,
+                offset,
+                len,
+                mode: ZeroMode::Allocate,
+                fua,
+            },
+            _ => Output::DiskZero {
+                op,
+                volume: id,
+                offset,
+                len,
+                mode: ZeroMode::Punch,
+                fua,
+            },
         });
     }
 }

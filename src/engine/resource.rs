@@ -94,8 +94,16 @@ impl Resource {
             role: Role::Secondary,
             role_change: None,
             stopping: None,
-            volumes: cfg.volumes.iter().map(|v| Volume::new(v.volume, v.block_size)).collect(),
-            peers: cfg.peers.iter().map(|p| Peer::new(p.id, p.name.clone(), &ids)).collect(),
+            volumes: cfg
+                .volumes
+                .iter()
+                .map(|v| Volume::new(v.volume, v.block_size))
+                .collect(),
+            peers: cfg
+                .peers
+                .iter()
+                .map(|p| Peer::new(p.id, p.name.clone(), &ids))
+                .collect(),
             clients: Slots::default(),
             requests: Slots::default(),
             peer_requests: Slots::default(),
@@ -124,7 +132,11 @@ impl Resource {
 
     fn dispatch(&mut self, input: Input) {
         match input {
-            Input::Attached { volume, recovered, no_volatile_cache } => {
+            Input::Attached {
+                volume,
+                recovered,
+                no_volatile_cache,
+            } => {
                 self.attached(volume, *recovered, no_volatile_cache);
             }
             Input::Client(request) => self.client_request(request),
@@ -207,7 +219,10 @@ impl Resource {
                 Some(v) => self.bitmap_ready_received(p, v, base),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
-            Message::ResyncFinished { volume: n, generations } => match volume(self, n) {
+            Message::ResyncFinished {
+                volume: n,
+                generations,
+            } => match volume(self, n) {
                 Some(v) => self.resync_finished_received(p, v, generations),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
@@ -227,7 +242,13 @@ impl Resource {
     /// When `handle(Input::Tick)` is due.
     pub fn next_deadline(&self) -> Option<Instant> {
         (0..self.peers.len())
-            .flat_map(|p| [self.link_deadline(p), self.orders_deadline(p), self.resync_deadline(p)])
+            .flat_map(|p| {
+                [
+                    self.link_deadline(p),
+                    self.orders_deadline(p),
+                    self.resync_deadline(p),
+                ]
+            })
             .flatten()
             .min()
     }
@@ -287,7 +308,11 @@ impl Resource {
 
     /// Reports a change with its cause.
     pub(crate) fn event(&mut self, what: What, severity: Severity, cause: String) {
-        self.out.push(Output::Event(Event { what, severity, cause }));
+        self.out.push(Output::Event(Event {
+            what,
+            severity,
+            cause,
+        }));
     }
 
     /// Tells all agreed peers role and disk states.
@@ -295,7 +320,10 @@ impl Resource {
         let disks: Vec<(u16, DiskState)> = self.volumes.iter().map(|v| (v.id.0, v.disk)).collect();
         for p in 0..self.peers.len() {
             if self.peers[p].is_agreed() {
-                let message = Message::State { role: self.role, disks: disks.clone() };
+                let message = Message::State {
+                    role: self.role,
+                    disks: disks.clone(),
+                };
                 self.send_message(p, Channel::Data, &message);
             }
         }
@@ -339,7 +367,11 @@ impl Resource {
         let old = core::mem::replace(&mut self.peers[p].role, role);
         if old != role {
             let node = self.peers[p].node;
-            self.event(What::PeerRole(node, old, role), Severity::Info, cause.to_string());
+            self.event(
+                What::PeerRole(node, old, role),
+                Severity::Info,
+                cause.to_string(),
+            );
         }
     }
 

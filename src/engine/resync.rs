@@ -108,7 +108,9 @@ impl Resource {
         let options = &self.cfg.options;
         let unsent = self.peers[p].unsent();
         let (window, cap) = (options.resync_window, options.resync_max_rate);
-        let Some(resync) = &mut self.peers[p].volumes[v].resync else { return false };
+        let Some(resync) = &mut self.peers[p].volumes[v].resync else {
+            return false;
+        };
         if resync.finish_sent {
             return false;
         }
@@ -119,7 +121,9 @@ impl Resource {
         if !resync.rate.may_send(self.now, cap) {
             return false;
         }
-        let Some(bitmap) = self.volumes[v].bitmap(node) else { return false };
+        let Some(bitmap) = self.volumes[v].bitmap(node) else {
+            return false;
+        };
         if let Some((offset, len)) = bitmap.next_run(resync.cursor, MAX_CHUNK) {
             resync.cursor = offset + len;
             resync.in_flight += len;
@@ -145,10 +149,20 @@ impl Resource {
 
     fn start_chunk(&mut self, p: usize, v: usize, offset: u64, len: u64) {
         let link = self.peers[p].link_number().unwrap_or(0);
-        let chunk = Chunk { peer: p, link, volume: v, offset, len, lock: None };
+        let chunk = Chunk {
+            peer: p,
+            link,
+            volume: v,
+            offset,
+            len,
+            lock: None,
+        };
         let key = self.chunks.insert(chunk);
         let owner = LockOwner::Resync(key);
-        match self.volumes[v].lock.acquire(offset, len, Mode::Shared, owner) {
+        match self.volumes[v]
+            .lock
+            .acquire(offset, len, Mode::Shared, owner)
+        {
             Acquired::Granted(lock) => self.read_chunk(key, lock),
             Acquired::Waiting(_) => {}
         }
@@ -157,12 +171,20 @@ impl Resource {
     /// Source: the range is locked, read it.
     pub(crate) fn read_chunk(&mut self, key: ChunkKey, lock: LockId) {
         let op = self.new_op(Op::ResyncRead(key));
-        let Some(chunk) = self.chunks.get_mut(key) else { return };
+        let Some(chunk) = self.chunks.get_mut(key) else {
+            return;
+        };
         chunk.lock = Some(lock);
         let (v, offset) = (chunk.volume, chunk.offset);
         let len = u32::try_from(chunk.len).expect("chunks are small");
         let volume = self.volumes[v].id;
-        self.out.push(Output::DiskRead { op, volume, offset, len, buf: None });
+        self.out.push(Output::DiskRead {
+            op,
+            volume,
+            offset,
+            len,
+            buf: None,
+        });
     }
 
     /// Source: the range is read; send it behind everything sent so far, then unlock.
@@ -173,7 +195,9 @@ impl Resource {
         zero: bool,
         buf: Option<BufId>,
     ) {
-        let Some(chunk) = self.chunks.remove(key) else { return };
+        let Some(chunk) = self.chunks.remove(key) else {
+            return;
+        };
         let p = chunk.peer;
         let live = self.peers[p].link_number() == Some(chunk.link)
             && self.peers[p].volumes[chunk.volume].resync.is_some();
@@ -220,7 +244,9 @@ impl Resource {
 
     /// Source: the target has written a block.
     pub(crate) fn resync_acked(&mut self, p: usize, volume: VolumeId, len: u64) {
-        let Some(v) = self.volume_index(volume) else { return };
+        let Some(v) = self.volume_index(volume) else {
+            return;
+        };
         if let Some(resync) = &mut self.peers[p].volumes[v].resync {
             resync.in_flight = resync.in_flight.saturating_sub(len);
             resync.rate.acked(self.now, len);
@@ -230,7 +256,9 @@ impl Resource {
     /// Source: a block is stable on the target.
     pub(crate) fn resync_stable(&mut self, p: usize, entry: &Entry) {
         let node = self.peers[p].node;
-        let Some(v) = self.volume_index(entry.volume) else { return };
+        let Some(v) = self.volume_index(entry.volume) else {
+            return;
+        };
         if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
             bitmap.clear_bytes(entry.offset, entry.len);
         }
@@ -255,7 +283,10 @@ impl Resource {
             current: volume.generations.current,
             history: volume.generations.history().collect(),
         };
-        let message = Message::ResyncFinished { volume: volume.id.0, generations };
+        let message = Message::ResyncFinished {
+            volume: volume.id.0,
+            generations,
+        };
         self.send_message(p, Channel::Data, &message);
     }
 
@@ -281,12 +312,20 @@ impl Resource {
     /// Target: adopts the source's generations once everything before is on the disk and flushed.
     pub(crate) fn try_adopt(&mut self, p: usize) {
         let node = self.peers[p].node;
-        let Some(link) = self.peers[p].link_number() else { return };
+        let Some(link) = self.peers[p].link_number() else {
+            return;
+        };
         for v in 0..self.volumes.len() {
-            let Some(resync) = &mut self.peers[p].volumes[v].resync else { continue };
-            let Some(generations) = resync.adopting.take() else { continue };
+            let Some(resync) = &mut self.peers[p].volumes[v].resync else {
+                continue;
+            };
+            let Some(generations) = resync.adopting.take() else {
+                continue;
+            };
             let volume = &mut self.volumes[v];
-            volume.generations.adopt(node, generations.current, &generations.history);
+            volume
+                .generations
+                .adopt(node, generations.current, &generations.history);
             self.set_flags(v, MdFlags::CONSISTENT, true);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
@@ -311,8 +350,10 @@ impl Resource {
 
     /// Source: the target has adopted.
     pub(crate) fn resync_finished_ack_received(&mut self, p: usize, v: usize, current: u64) {
-        let finish_sent =
-            self.peers[p].volumes[v].resync.as_ref().is_some_and(|r| r.finish_sent);
+        let finish_sent = self.peers[p].volumes[v]
+            .resync
+            .as_ref()
+            .is_some_and(|r| r.finish_sent);
         if !finish_sent || !same(current, self.volumes[v].generations.current) {
             let text = "a resync was confirmed that was not finished".to_string();
             return self.protocol_error(p, text);
@@ -335,8 +376,12 @@ impl Resource {
             }
             let left = self.volumes[v].out_of_sync(node);
             let now = self.now;
-            let Some(resync) = &mut self.peers[p].volumes[v].resync else { continue };
-            resync.rate.target_progress(now, resync.total.max(left) - left);
+            let Some(resync) = &mut self.peers[p].volumes[v].resync else {
+                continue;
+            };
+            resync
+                .rate
+                .target_progress(now, resync.total.max(left) - left);
             if left + CHECKPOINT_BYTES <= resync.checkpoint && self.volumes[v].meta.is_idle() {
                 resync.checkpoint = left;
                 self.commit(v, true, None);
@@ -351,7 +396,13 @@ impl Resource {
             .volumes
             .iter()
             .filter(|v| v.replication == ReplState::SyncSource)
-            .filter_map(|v| v.resync.as_ref().filter(|r| !r.finish_sent)?.rate.deadline(cap))
+            .filter_map(|v| {
+                v.resync
+                    .as_ref()
+                    .filter(|r| !r.finish_sent)?
+                    .rate
+                    .deadline(cap)
+            })
             .min()
     }
 }

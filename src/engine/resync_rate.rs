@@ -90,7 +90,9 @@ impl RateControl {
         let rate = if self.rate > 0 {
             self.rate
         } else {
-            let millis = u64::try_from(now.since(self.since).as_millis()).unwrap_or(0).max(1);
+            let millis = u64::try_from(now.since(self.since).as_millis())
+                .unwrap_or(0)
+                .max(1);
             self.acked.saturating_mul(1000) / millis
         };
         ResyncProgress {
@@ -125,7 +127,10 @@ mod tests {
                 sent += 256 << 10;
             }
         }
-        assert!(sent >= cap * 9 / 10 && sent <= cap * 13 / 10, "{sent} of {cap}");
+        assert!(
+            sent >= cap * 9 / 10 && sent <= cap * 13 / 10,
+            "{sent} of {cap}"
+        );
         assert!(rate.deadline(cap).is_some());
     }
 

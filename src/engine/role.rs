@@ -40,7 +40,11 @@ pub(crate) enum Step {
 }
 
 fn refuse(kind: RefusalKind, reason: impl Into<String>, way_out: impl Into<String>) -> Refusal {
-    Refusal { kind, reason: reason.into(), way_out: way_out.into() }
+    Refusal {
+        kind,
+        reason: reason.into(),
+        way_out: way_out.into(),
+    }
 }
 
 impl Resource {
@@ -52,8 +56,10 @@ impl Resource {
         if let Err(refusal) = self.may_promote(force, false) {
             return self.done(id, Err(refusal));
         }
-        self.role_change =
-            Some(RoleChange { command: Some(id), step: Step::Consent { force } });
+        self.role_change = Some(RoleChange {
+            command: Some(id),
+            step: Step::Consent { force },
+        });
         for p in 0..self.peers.len() {
             if self.peers[p].is_agreed() {
                 self.ask(p, AskedWhat::Promote, Change::Promote);
@@ -89,14 +95,20 @@ impl Resource {
             if !volume.has_disk() {
                 return Err(refuse(
                     RefusalKind::NoDisk,
-                    format!("{} has no usable disk here: {}", volume.id, volume.disk_reason),
+                    format!(
+                        "{} has no usable disk here: {}",
+                        volume.id, volume.disk_reason
+                    ),
                     format!("mend the disk, then `twinblk down {name}` and `twinblk up {name}`"),
                 ));
             }
             if volume.disk == DiskState::UpToDate {
                 continue;
             }
-            let better = self.peers.iter().find(|p| p.volumes[v].disk == DiskState::UpToDate);
+            let better = self
+                .peers
+                .iter()
+                .find(|p| p.volumes[v].disk == DiskState::UpToDate);
             if let Some(peer) = better {
                 return Err(refuse(
                     RefusalKind::NoUpToDateData,
@@ -127,7 +139,11 @@ impl Resource {
 
     /// Goes on once no peer's answer is missing.
     pub(crate) fn promotion_consent(&mut self) {
-        let Some(RoleChange { step: Step::Consent { force }, .. }) = self.role_change else {
+        let Some(RoleChange {
+            step: Step::Consent { force },
+            ..
+        }) = self.role_change
+        else {
             return;
         };
         let waiting = self.peers.iter().any(|p| {
@@ -165,8 +181,12 @@ impl Resource {
 
     /// The indicator of a volume is on its disk.
     pub(crate) fn promoted(&mut self) {
-        let Some(change) = &mut self.role_change else { return };
-        let Step::Promoting { left, force } = &mut change.step else { return };
+        let Some(change) = &mut self.role_change else {
+            return;
+        };
+        let Step::Promoting { left, force } = &mut change.step else {
+            return;
+        };
         *left -= 1;
         if *left > 0 {
             return;
@@ -180,7 +200,10 @@ impl Resource {
                 self.set_disk(v, DiskState::UpToDate, reason);
             }
         }
-        self.set_role(Role::Primary, if force { "primary --force" } else { "promoted" });
+        self.set_role(
+            Role::Primary,
+            if force { "primary --force" } else { "promoted" },
+        );
         let text = format!("{} is Primary now", self.cfg.me.name);
         self.end_role_change(Ok(text));
         self.tell_state();
@@ -203,19 +226,25 @@ impl Resource {
             }
             return;
         }
-        self.role_change = Some(RoleChange { command: id, step: Step::Draining });
+        self.role_change = Some(RoleChange {
+            command: id,
+            step: Step::Draining,
+        });
     }
 
     /// Who holds the export, as a refusal.
     pub(crate) fn in_use(&self) -> Option<Refusal> {
-        let names: Vec<&str> =
-            self.clients.iter().map(|(_, c)| c.name.as_str()).collect();
+        let names: Vec<&str> = self.clients.iter().map(|(_, c)| c.name.as_str()).collect();
         if names.is_empty() {
             return None;
         }
         Some(refuse(
             RefusalKind::InUse,
-            format!("{} client(s) hold the export: {}", names.len(), names.join(", ")),
+            format!(
+                "{} client(s) hold the export: {}",
+                names.len(),
+                names.join(", ")
+            ),
             "end them (unmount the file system, disconnect the NBD client), then try again",
         ))
     }
@@ -227,7 +256,10 @@ impl Resource {
                 let left = self.volumes.len();
                 for v in 0..left {
                     let op = self.new_op(Op::DemoteFlush);
-                    self.out.push(Output::DiskFlush { op, volume: self.volumes[v].id });
+                    self.out.push(Output::DiskFlush {
+                        op,
+                        volume: self.volumes[v].id,
+                    });
                 }
                 for p in 0..self.peers.len() {
                     if !self.peers[p].log.is_empty() {
@@ -265,14 +297,22 @@ impl Resource {
                 self.disk_failed(v, errno, "a flush");
             }
         }
-        if let Some(RoleChange { step: Step::Flushing { left }, .. }) = &mut self.role_change {
+        if let Some(RoleChange {
+            step: Step::Flushing { left },
+            ..
+        }) = &mut self.role_change
+        {
             *left -= 1;
         }
     }
 
     /// The metadata of a volume say Secondary.
     pub(crate) fn demoted(&mut self) {
-        let Some(RoleChange { step: Step::Demoting { left }, .. }) = &mut self.role_change else {
+        let Some(RoleChange {
+            step: Step::Demoting { left },
+            ..
+        }) = &mut self.role_change
+        else {
             return;
         };
         *left -= 1;
@@ -287,7 +327,9 @@ impl Resource {
 
     /// The change is over, one way or the other.
     pub(crate) fn end_role_change(&mut self, result: CommandResult) {
-        let Some(change) = self.role_change.take() else { return };
+        let Some(change) = self.role_change.take() else {
+            return;
+        };
         let commit = result.is_ok();
         self.finish_asked(AskedWhat::Promote, commit);
         if let Some(id) = change.command {

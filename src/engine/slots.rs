@@ -61,7 +61,10 @@ pub(crate) struct Slots<T> {
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
+        Self {
+            entries: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -71,7 +74,10 @@ impl<T> Slots<T> {
         let place = match self.free.pop() {
             Some(place) => place,
             None => {
-                self.entries.push(Entry { generation: 0, value: None });
+                self.entries.push(Entry {
+                    generation: 0,
+                    value: None,
+                });
                 u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 entries")
             }
         };
@@ -84,13 +90,21 @@ impl<T> Slots<T> {
     /// The entry, if it still is the one named.
     pub(crate) fn get(&self, key: Key<T>) -> Option<&T> {
         let entry = self.entries.get(key.place())?;
-        if entry.generation == key.generation() { entry.value.as_ref() } else { None }
+        if entry.generation == key.generation() {
+            entry.value.as_ref()
+        } else {
+            None
+        }
     }
 
     /// The entry, if it still is the one named.
     pub(crate) fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {
         let entry = self.entries.get_mut(key.place())?;
-        if entry.generation == key.generation() { entry.value.as_mut() } else { None }
+        if entry.generation == key.generation() {
+            entry.value.as_mut()
+        } else {
+            None
+        }
     }
 
     /// Takes the entry out.
@@ -111,10 +125,16 @@ impl<T> Slots<T> {
 
     /// All entries with their keys, in order of place.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
-        self.entries.iter().enumerate().filter_map(|(place, entry)| {
-            let value = entry.value.as_ref()?;
-            Some((Key::from_raw(u64::from(entry.generation) << 32 | place as u64), value))
-        })
+        self.entries
+            .iter()
+            .enumerate()
+            .filter_map(|(place, entry)| {
+                let value = entry.value.as_ref()?;
+                Some((
+                    Key::from_raw(u64::from(entry.generation) << 32 | place as u64),
+                    value,
+                ))
+            })
     }
 }
 

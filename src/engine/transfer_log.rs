@@ -93,9 +93,12 @@ impl TransferLog {
 
     /// The entry with this sequence number, for an ack.
     pub(crate) fn entry(&mut self, seq: u64) -> Result<&mut Entry, AckError> {
-        let index =
-            seq.checked_sub(self.first_seq).ok_or(AckError::UnknownSequence(seq))? as usize;
-        self.entries.get_mut(index).ok_or(AckError::UnknownSequence(seq))
+        let index = seq
+            .checked_sub(self.first_seq)
+            .ok_or(AckError::UnknownSequence(seq))? as usize;
+        self.entries
+            .get_mut(index)
+            .ok_or(AckError::UnknownSequence(seq))
     }
 
     /// A barrier's ack: checks number and count. Afterwards [`Self::pop_stable`] yields the entries
@@ -104,7 +107,11 @@ impl TransferLog {
         match self.closed.front() {
             Some(&(e, sent)) if e == epoch => {
                 if sent != count {
-                    return Err(AckError::WrongCount { epoch, said: count, sent });
+                    return Err(AckError::WrongCount {
+                        epoch,
+                        said: count,
+                        sent,
+                    });
                 }
                 self.closed.pop_front();
                 Ok(())
@@ -199,7 +206,10 @@ mod tests {
         assert_eq!(log.len(), 2, "an ack alone does not release an entry");
         log.barrier_acked(first, 1).expect("number and count match");
         assert_eq!(log.pop_stable(first).map(|e| e.offset), Some(0));
-        assert!(log.pop_stable(first).is_none(), "the next epoch is not covered");
+        assert!(
+            log.pop_stable(first).is_none(),
+            "the next epoch is not covered"
+        );
         assert_eq!(log.close_epoch(), (second, 1));
         assert_eq!(log.drain().map(|e| e.offset).collect::<Vec<_>>(), [4096]);
     }
@@ -208,15 +218,30 @@ mod tests {
     fn wrong_acks_are_told_apart() {
         let mut log = log();
         let (seq, epoch) = log.push(entry(0));
-        assert_eq!(log.entry(seq + 1).err(), Some(AckError::UnknownSequence(seq + 1)));
+        assert_eq!(
+            log.entry(seq + 1).err(),
+            Some(AckError::UnknownSequence(seq + 1))
+        );
         assert_eq!(log.entry(0).err(), Some(AckError::UnknownSequence(0)));
-        assert_eq!(log.barrier_acked(epoch, 1), Err(AckError::UnknownEpoch(epoch)), "not closed");
+        assert_eq!(
+            log.barrier_acked(epoch, 1),
+            Err(AckError::UnknownEpoch(epoch)),
+            "not closed"
+        );
         log.close_epoch();
         assert_eq!(
             log.barrier_acked(epoch, 2),
-            Err(AckError::WrongCount { epoch, said: 2, sent: 1 })
+            Err(AckError::WrongCount {
+                epoch,
+                said: 2,
+                sent: 1
+            })
         );
         log.barrier_acked(epoch, 1).expect("now right");
-        assert_eq!(log.barrier_acked(epoch, 1), Err(AckError::UnknownEpoch(epoch)), "only once");
+        assert_eq!(
+            log.barrier_acked(epoch, 1),
+            Err(AckError::UnknownEpoch(epoch)),
+            "only once"
+        );
     }
 }

@@ -120,10 +120,12 @@ impl Volume {
 
     /// Size of the device in bytes: what was agreed with the peers, else this disk's.
     pub(crate) fn size(&self) -> u64 {
-        self.local.as_ref().map_or(0, |l| match l.superblock.agreed_size {
-            0 => l.layout.data_size,
-            agreed => agreed,
-        })
+        self.local
+            .as_ref()
+            .map_or(0, |l| match l.superblock.agreed_size {
+                0 => l.layout.data_size,
+                agreed => agreed,
+            })
     }
 
     /// The local copy may be read and served.

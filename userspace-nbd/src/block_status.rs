@@ -31,7 +31,11 @@ pub struct Extents {
 impl Extents {
     /// For a request over `length` bytes.
     pub fn new(length: u32, one: bool) -> Self {
-        Self { left: u64::from(length), one, list: Vec::new() }
+        Self {
+            left: u64::from(length),
+            one,
+            list: Vec::new(),
+        }
     }
 
     /// Adds the next range. Answers whether more are wanted.
@@ -49,7 +53,10 @@ impl Extents {
                 self.left = 0;
                 return false;
             }
-            _ => self.list.push(Extent { length: step, flags }),
+            _ => self.list.push(Extent {
+                length: step,
+                flags,
+            }),
         }
         self.left -= length;
         self.left > 0
@@ -98,6 +105,12 @@ mod tests {
         let mut e = Extents::new(1000, true);
         assert!(e.push(100, 0));
         assert!(!e.push(100, 1));
-        assert_eq!(e.finish(), [Extent { length: 100, flags: 0 }]);
+        assert_eq!(
+            e.finish(),
+            [Extent {
+                length: 100,
+                flags: 0
+            }]
+        );
     }
 }

@@ -42,7 +42,12 @@ pub struct ClientNegotiation {
 impl ClientNegotiation {
     /// Wants to enter the export `name`.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_string(), greeted: false, buffer: Vec::new(), found: None }
+        Self {
+            name: name.to_string(),
+            greeted: false,
+            buffer: Vec::new(),
+            found: None,
+        }
     }
 
     /// Takes bytes from the server, appends bytes to send to `out`. `Ok(Some)`: transmission may
@@ -54,7 +59,9 @@ impl ClientNegotiation {
     ) -> Result<Option<ExportInfo>, ClientError> {
         self.buffer.extend_from_slice(input);
         if !self.greeted {
-            let Some(head) = self.buffer.first_chunk::<18>() else { return Ok(None) };
+            let Some(head) = self.buffer.first_chunk::<18>() else {
+                return Ok(None);
+            };
             let magic = [NBDMAGIC.to_be_bytes(), IHAVEOPT.to_be_bytes()].concat();
             if head[..16] != magic[..] || head[17] & 1 == 0 {
                 return Err(ClientError::NotNbd);
@@ -77,7 +84,9 @@ impl ClientNegotiation {
 
     fn replies(&mut self) -> Result<Option<ExportInfo>, ClientError> {
         loop {
-            let Some(head) = self.buffer.first_chunk::<20>() else { return Ok(None) };
+            let Some(head) = self.buffer.first_chunk::<20>() else {
+                return Ok(None);
+            };
             if head[..8] != REP_MAGIC.to_be_bytes() {
                 return Err(ClientError::NotNbd);
             }
@@ -109,14 +118,22 @@ impl ClientNegotiation {
             Some(info::EXPORT) => {
                 if let (Some(size), Some(flags)) = (u64_at(2), u16_at(10)) {
                     let flags = TransmissionFlags(flags);
-                    self.found = Some(ExportInfo { size, flags, block_size: None });
+                    self.found = Some(ExportInfo {
+                        size,
+                        flags,
+                        block_size: None,
+                    });
                 }
             }
             Some(info::BLOCK_SIZE) => {
                 if let (Some(minimum), Some(preferred), Some(maximum), Some(found)) =
                     (u32_at(2), u32_at(6), u32_at(10), self.found.as_mut())
                 {
-                    found.block_size = Some(BlockSize { minimum, preferred, maximum });
+                    found.block_size = Some(BlockSize {
+                        minimum,
+                        preferred,
+                        maximum,
+                    });
                 }
             }
             _ => {}
@@ -130,5 +147,8 @@ pub fn parse_simple_reply(b: &[u8; 16]) -> Option<(u64, u32)> {
     if u32_at(0) != SIMPLE_REPLY_MAGIC {
         return None;
     }
-    Some((u64::from(u32_at(8)) << 32 | u64::from(u32_at(12)), u32_at(4)))
+    Some((
+        u64::from(u32_at(8)) << 32 | u64::from(u32_at(12)),
+        u32_at(4),
+    ))
 }

@@ -215,29 +215,39 @@ impl Negotiation {
             return Some(Progress::Failed(NegotiationError::TooMany));
         }
         let payload = self.take(16 + len);
-        Some(match option::handle(self, option, &payload[16..], exports, out) {
-            After::Continue => Progress::NeedMore,
-            After::Done(export, block_size_negotiated) => Progress::Done(Box::new(Session {
-                contexts: self.contexts_for(&export),
-                structured: self.structured,
-                leftover: core::mem::take(&mut self.buffer),
-                block_size_negotiated,
-                export,
-            })),
-            After::Abort => Progress::Aborted,
-            After::Fail(error) => Progress::Failed(error),
-        })
+        Some(
+            match option::handle(self, option, &payload[16..], exports, out) {
+                After::Continue => Progress::NeedMore,
+                After::Done(export, block_size_negotiated) => Progress::Done(Box::new(Session {
+                    contexts: self.contexts_for(&export),
+                    structured: self.structured,
+                    leftover: core::mem::take(&mut self.buffer),
+                    block_size_negotiated,
+                    export,
+                })),
+                After::Abort => Progress::Aborted,
+                After::Fail(error) => Progress::Failed(error),
+            },
+        )
     }
 
     fn skip(&mut self, option: u32, left: usize, out: &mut Vec<u8>) -> Option<Progress> {
         let step = left.min(self.buffer.len());
         self.take(step);
         if step < left {
-            self.state = State::Skip { option, left: left - step };
+            self.state = State::Skip {
+                option,
+                left: left - step,
+            };
             return None;
         }
         self.state = State::Option;
-        option::refuse(out, option, crate::constants::rep::ERR_TOO_BIG, "the option is too long");
+        option::refuse(
+            out,
+            option,
+            crate::constants::rep::ERR_TOO_BIG,
+            "the option is too long",
+        );
         Some(Progress::NeedMore)
     }
 

@@ -3,9 +3,8 @@
 use crate::constants::{MAX_STRING, REP_MAGIC, info, opt, rep};
 use crate::export::Export;
 use crate::negotiation::{
-    After, Exports, Lookup, Negotiation, NegotiatedContext, NegotiationError,
+    After, Exports, Lookup, NegotiatedContext, Negotiation, NegotiationError,
 };
-
 
 fn reply(out: &mut Vec<u8>, option: u32, kind: u32, payload: &[u8]) {
     out.extend_from_slice(&REP_MAGIC.to_be_bytes());
@@ -36,7 +35,8 @@ impl<'a> Payload<'a> {
     }
 
     fn u32(&mut self) -> Option<u32> {
-        self.bytes(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+        self.bytes(4)
+            .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
     }
 
     /// A length and a string of at most 4096 bytes.
@@ -69,7 +69,12 @@ pub(crate) fn handle(
             reply(out, option, rep::ACK, &[]);
         }
         opt::STRUCTURED_REPLY => {
-            refuse(out, option, rep::ERR_INVALID, "STRUCTURED_REPLY has no payload");
+            refuse(
+                out,
+                option,
+                rep::ERR_INVALID,
+                "STRUCTURED_REPLY has no payload",
+            );
         }
         opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => {
             meta_context(n, option, payload, exports, out);
@@ -80,12 +85,7 @@ pub(crate) fn handle(
     After::Continue
 }
 
-fn export_name(
-    n: &Negotiation,
-    payload: &[u8],
-    exports: &dyn Exports,
-    out: &mut Vec<u8>,
-) -> After {
+fn export_name(n: &Negotiation, payload: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> After {
     let fail = |text: String| After::Fail(NegotiationError::ExportName(text));
     let Ok(name) = core::str::from_utf8(payload) else {
         return fail("an export name that is not UTF-8".to_string());
@@ -109,7 +109,10 @@ fn list(payload: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) {
         return refuse(out, opt::LIST, rep::ERR_INVALID, "LIST has no payload");
     }
     for (name, description) in exports.list() {
-        let mut item = u32::try_from(name.len()).unwrap_or(0).to_be_bytes().to_vec();
+        let mut item = u32::try_from(name.len())
+            .unwrap_or(0)
+            .to_be_bytes()
+            .to_vec();
         item.extend_from_slice(name.as_bytes());
         item.extend_from_slice(description.as_bytes());
         reply(out, opt::LIST, rep::SERVER, &item);
@@ -132,7 +135,12 @@ fn info_or_go(option: u32, payload: &[u8], exports: &dyn Exports, out: &mut Vec<
     let export = match exports.lookup(name) {
         Lookup::Found(export) => export,
         Lookup::Unknown => {
-            refuse(out, option, rep::ERR_UNKNOWN, &format!("no export is called \"{name}\""));
+            refuse(
+                out,
+                option,
+                rep::ERR_UNKNOWN,
+                &format!("no export is called \"{name}\""),
+            );
             return After::Continue;
         }
         Lookup::Refused { policy_text } => {
@@ -145,7 +153,10 @@ fn info_or_go(option: u32, payload: &[u8], exports: &dyn Exports, out: &mut Vec<
         data.iter().for_each(|d| bytes.extend_from_slice(d));
         reply(out, option, rep::INFO, &bytes);
     };
-    item(info::EXPORT, &[&export.size.to_be_bytes(), &export.flags.0.to_be_bytes()]);
+    item(
+        info::EXPORT,
+        &[&export.size.to_be_bytes(), &export.flags.0.to_be_bytes()],
+    );
     if wanted.contains(&info::NAME) {
         item(info::NAME, &[export.name.as_bytes()]);
     }
@@ -157,10 +168,18 @@ fn info_or_go(option: u32, payload: &[u8], exports: &dyn Exports, out: &mut Vec<
     let b = export.block_size;
     item(
         info::BLOCK_SIZE,
-        &[&b.minimum.to_be_bytes(), &b.preferred.to_be_bytes(), &b.maximum.to_be_bytes()],
+        &[
+            &b.minimum.to_be_bytes(),
+            &b.preferred.to_be_bytes(),
+            &b.maximum.to_be_bytes(),
+        ],
     );
     reply(out, option, rep::ACK, &[]);
-    if option == opt::GO { After::Done(export, sizes) } else { After::Continue }
+    if option == opt::GO {
+        After::Done(export, sizes)
+    } else {
+        After::Continue
+    }
 }
 
 fn meta_context(
@@ -190,7 +209,12 @@ fn meta_context(
         p.0.is_empty().then_some((name, queries?))
     })();
     let Some((name, queries)) = parsed else {
-        return refuse(out, option, rep::ERR_INVALID, "malformed metadata context option");
+        return refuse(
+            out,
+            option,
+            rep::ERR_INVALID,
+            "malformed metadata context option",
+        );
     };
     let export = match exports.lookup(name) {
         Lookup::Found(export) => export,
@@ -223,6 +247,9 @@ fn matching(export: &Export, queries: &[&str], set: bool) -> Vec<NegotiatedConte
         .iter()
         .zip(1u32..)
         .filter(|(name, _)| wanted(name))
-        .map(|(name, id)| NegotiatedContext { id, name: name.clone() })
+        .map(|(name, id)| NegotiatedContext {
+            id,
+            name: name.clone(),
+        })
         .collect()
 }

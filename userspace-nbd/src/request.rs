@@ -173,7 +173,11 @@ impl Request {
 
     /// Bytes of payload that follow the header.
     pub fn payload_len(&self) -> u32 {
-        if self.command == Command::Write { self.length } else { 0 }
+        if self.command == Command::Write {
+            self.length
+        } else {
+            0
+        }
     }
 
     /// Checks it against what was negotiated ("Request types", "Block size constraints").
@@ -199,7 +203,10 @@ impl Request {
             _ => true,
         };
         if !offered {
-            return err(Errno::EINVAL, "the command was not offered or not negotiated");
+            return err(
+                Errno::EINVAL,
+                "the command was not offered or not negotiated",
+            );
         }
         self.check_flags(limits)?;
         if !ranged {
@@ -209,12 +216,16 @@ impl Request {
         if len == 0 {
             return err(Errno::EINVAL, "a request of no length");
         }
-        if self.offset.checked_add(len).is_none_or(|end| end > limits.size) {
+        if self
+            .offset
+            .checked_add(len)
+            .is_none_or(|end| end > limits.size)
+        {
             let errno = if writes { Errno::ENOSPC } else { Errno::EINVAL };
             return err(errno, "the range ends beyond the device");
         }
         let unit = u64::from(limits.minimum.max(1));
-        if self.offset % unit != 0 || len % unit != 0 {
+        if !self.offset.is_multiple_of(unit) || len % unit != 0 {
             let text = "offset and length must be multiples of the minimum block size";
             return err(Errno::EINVAL, text);
         }
@@ -247,7 +258,10 @@ impl Request {
         }
         if self.flags.0 & !allowed != 0 {
             let text = "a flag that was not offered, or that the command does not have";
-            return Err(RequestError { errno: Errno::EINVAL, text });
+            return Err(RequestError {
+                errno: Errno::EINVAL,
+                text,
+            });
         }
         Ok(())
     }
@@ -280,7 +294,13 @@ mod tests {
     }
 
     fn request(command: Command, flags: CommandFlags, offset: u64, length: u32) -> Request {
-        Request { flags, command, cookie: 1, offset, length }
+        Request {
+            flags,
+            command,
+            cookie: 1,
+            offset,
+            length,
+        }
     }
 
     #[test]
@@ -293,7 +313,12 @@ mod tests {
         let ok = [
             request(C::Read, F::DF, 0, 512),
             request(C::Write, F::FUA, (1 << 20) - 512, 512),
-            request(C::WriteZeroes, F(F::NO_HOLE.0 | F::FAST_ZERO.0 | F::FUA.0), 0, 1 << 20),
+            request(
+                C::WriteZeroes,
+                F(F::NO_HOLE.0 | F::FAST_ZERO.0 | F::FUA.0),
+                0,
+                1 << 20,
+            ),
             request(C::Trim, F::FUA, 512, 1 << 19),
             request(C::BlockStatus, F::REQ_ONE, 0, 1 << 20),
             request(C::Flush, none, 0, 0),
@@ -317,11 +342,27 @@ mod tests {
         for (r, want) in bad {
             assert_eq!(errno(r, &l), Some(want), "{r:?}");
         }
-        let plain = Limits { structured: false, contexts: false, ..l };
-        assert_eq!(errno(request(C::Read, F::DF, 0, 512), &plain), Some(Errno::EINVAL));
-        assert_eq!(errno(request(C::BlockStatus, none, 0, 512), &plain), Some(Errno::EINVAL));
-        let ro = Limits { flags: l.flags | TransmissionFlags::READ_ONLY, ..l };
-        assert_eq!(errno(request(C::Trim, none, 0, 512), &ro), Some(Errno::EPERM));
+        let plain = Limits {
+            structured: false,
+            contexts: false,
+            ..l
+        };
+        assert_eq!(
+            errno(request(C::Read, F::DF, 0, 512), &plain),
+            Some(Errno::EINVAL)
+        );
+        assert_eq!(
+            errno(request(C::BlockStatus, none, 0, 512), &plain),
+            Some(Errno::EINVAL)
+        );
+        let ro = Limits {
+            flags: l.flags | TransmissionFlags::READ_ONLY,
+            ..l
+        };
+        assert_eq!(
+            errno(request(C::Trim, none, 0, 512), &ro),
+            Some(Errno::EPERM)
+        );
         assert_eq!(errno(request(C::Read, none, 0, 512), &ro), None);
     }
 

@@ -14,7 +14,11 @@ fn export() -> Export {
         description: "a disk".into(),
         size: 1 << 30,
         flags: TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH,
-        block_size: BlockSize { minimum: 512, preferred: 4096, maximum: 4 << 20 },
+        block_size: BlockSize {
+            minimum: 512,
+            preferred: 4096,
+            maximum: 4 << 20,
+        },
         meta_contexts: vec!["base:allocation".into(), "x:dirty".into()],
     }
 }
@@ -23,7 +27,9 @@ impl Exports for Two {
     fn lookup(&self, name: &str) -> Lookup {
         match name {
             "" | "r0" => Lookup::Found(export()),
-            "r1" => Lookup::Refused { policy_text: "r1 is Secondary on bravo".into() },
+            "r1" => Lookup::Refused {
+                policy_text: "r1 is Secondary on bravo".into(),
+            },
             _ => Lookup::Unknown,
         }
     }
@@ -48,7 +54,10 @@ fn talk(name: &str, step: usize) -> (Progress, Result<u64, ClientError>) {
                 Err(e) => return (progress, Err(e)),
             }
         }
-        assert!(!to_server.is_empty(), "one side always has something to say");
+        assert!(
+            !to_server.is_empty(),
+            "one side always has something to say"
+        );
         for piece in std::mem::take(&mut to_server).chunks(step) {
             progress = server.feed(piece, &Two, &mut to_client);
         }
@@ -60,10 +69,20 @@ fn go_enters_and_refusals_carry_their_words() {
     for step in [1, 3, 7, 64, 4096] {
         let (server, client) = talk("r0", step);
         assert_eq!(client, Ok(1 << 30));
-        let Progress::Done(session) = server else { panic!("{server:?}") };
+        let Progress::Done(session) = server else {
+            panic!("{server:?}")
+        };
         assert!(session.block_size_negotiated && !session.structured);
-        let refused = |kind, text: &str| Err(ClientError::Refused { kind, text: text.into() });
-        assert_eq!(talk("r1", step).1, refused(rep::ERR_POLICY, "r1 is Secondary on bravo"));
+        let refused = |kind, text: &str| {
+            Err(ClientError::Refused {
+                kind,
+                text: text.into(),
+            })
+        };
+        assert_eq!(
+            talk("r1", step).1,
+            refused(rep::ERR_POLICY, "r1 is Secondary on bravo")
+        );
         let unknown = refused(rep::ERR_UNKNOWN, "no export is called \"nope\"");
         assert_eq!(talk("nope", step).1, unknown);
     }
@@ -110,15 +129,22 @@ fn contexts_need_structured_replies_and_bind_to_the_export_entered() {
     let structured = option(opt::STRUCTURED_REPLY, &[]);
     let set = set_context("r0", &["base:allocation", "unknown:x"]);
     let (kinds, progress) = feed_all(&[set.clone(), structured.clone(), set, go.clone()]);
-    assert_eq!(kinds[..4], [rep::ERR_INVALID, rep::ACK, rep::META_CONTEXT, rep::ACK]);
-    let Progress::Done(session) = progress else { panic!("{progress:?}") };
+    assert_eq!(
+        kinds[..4],
+        [rep::ERR_INVALID, rep::ACK, rep::META_CONTEXT, rep::ACK]
+    );
+    let Progress::Done(session) = progress else {
+        panic!("{progress:?}")
+    };
     assert!(session.structured);
     let names: Vec<&str> = session.contexts.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["base:allocation"]);
     let elsewhere = set_context("r1", &["base:allocation"]);
     let (kinds, progress) = feed_all(&[structured, elsewhere, go]);
     assert_eq!(kinds[1], rep::ERR_POLICY);
-    let Progress::Done(session) = progress else { panic!("{progress:?}") };
+    let Progress::Done(session) = progress else {
+        panic!("{progress:?}")
+    };
     assert!(session.contexts.is_empty());
 }
 
@@ -153,7 +179,9 @@ fn bytes_beyond_the_negotiation_are_kept() {
     let mut extra = option(opt::EXPORT_NAME, b"r0");
     extra.extend_from_slice(b"first request");
     let (_, progress) = feed_all(&[extra]);
-    let Progress::Done(session) = progress else { panic!("{progress:?}") };
+    let Progress::Done(session) = progress else {
+        panic!("{progress:?}")
+    };
     assert_eq!(session.leftover, b"first request");
 }
 

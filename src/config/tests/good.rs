@@ -24,7 +24,6 @@ fn the_sample_is_understood() {
     assert_eq!(r.peers.len(), 1);
     assert_eq!(r.peers[0].name, "bravo");
     assert_eq!(r.connect_int(), Duration::from_secs(3));
-    assert_eq!(r.timeout(), Duration::from_secs(6));
     assert_eq!(
         (r.block_size(), r.buffer_bytes(), r.poll()),
         (512, 32 << 20, Duration::ZERO)

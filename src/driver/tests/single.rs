@@ -55,7 +55,7 @@ fn a_client_reads_what_it_wrote_even_after_down_and_up() {
             client.send(DISC, 0, 0, 0, &[]);
             let mut rest = Vec::new();
             client.stream.read_to_end(&mut rest).expect("closed");
-            assert_eq!(rest, []);
+            assert!(rest.is_empty());
         }
         node.wait("no client", |s| s.status.open_clients.is_empty());
         let path = node.down(false);

@@ -67,7 +67,10 @@ pub fn decode(block: &[u8], slot: u8, page: u64) -> Result<impl Iterator<Item = 
         return Err(PageError::Version(get_u16(block, 4)));
     }
     if block[6] != slot || get_u64(block, 8) != page {
-        return Err(PageError::Misplaced { slot: block[6], page: get_u64(block, 8) });
+        return Err(PageError::Misplaced {
+            slot: block[6],
+            page: get_u64(block, 8),
+        });
     }
     Ok((0..WORDS_PER_PAGE).map(move |i| get_u64(block, HEADER + i * 8)))
 }

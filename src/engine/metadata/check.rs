@@ -29,7 +29,10 @@ pub fn check(
         let text = format!("the device has {meta_size} bytes: too small for any metadata");
         return alloc::vec![Finding { wrong: true, text }];
     }
-    for (i, at) in Layout::superblocks(placement, meta_size).into_iter().enumerate() {
+    for (i, at) in Layout::superblocks(placement, meta_size)
+        .into_iter()
+        .enumerate()
+    {
         let mut block = [0u8; BLOCK];
         let verdict = match dev.read_at(at, &mut block) {
             Err(e) => Err(e.to_string()),
@@ -40,22 +43,35 @@ pub fn check(
                 wrong: false,
                 text: format!("superblock {i}: good, sequence {}", sb.sequence),
             },
-            Err(e) => Finding { wrong: true, text: format!("superblock {i}: {e}") },
+            Err(e) => Finding {
+                wrong: true,
+                text: format!("superblock {i}: {e}"),
+            },
         });
     }
     match open(dev, meta_size, disk_size, placement) {
         Ok(recovered) => {
-            let text = |w| Finding { wrong: true, text: w };
+            let text = |w| Finding {
+                wrong: true,
+                text: w,
+            };
             findings.extend(recovered.warnings.into_iter().map(text));
             for (slot, bitmap) in recovered.bitmaps.iter().enumerate() {
                 findings.push(Finding {
                     wrong: false,
-                    text: format!("bitmap {slot}: {} of {} bits set", bitmap.count_set(), bitmap.bits()),
+                    text: format!(
+                        "bitmap {slot}: {} of {} bits set",
+                        bitmap.count_set(),
+                        bitmap.bits()
+                    ),
                 });
             }
         }
         Err(OpenError::BothDamaged(..)) => {}
-        Err(e) => findings.push(Finding { wrong: true, text: e.to_string() }),
+        Err(e) => findings.push(Finding {
+            wrong: true,
+            text: e.to_string(),
+        }),
     }
     findings
 }

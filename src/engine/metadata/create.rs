@@ -30,12 +30,12 @@ pub struct CreateParams<'a> {
     pub block_size: u32,
 }
 
+/// Where [`create`] puts bytes: an offset in the metadata device, in bytes, and what belongs there.
+pub type Writer<'a, E> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), E>;
+
 /// Writes bitmaps and activity log empty, then both superblocks; `write` gets offsets in the
 /// metadata device. Until the superblocks are written the disk has no valid metadata.
-pub fn create<E>(
-    params: CreateParams<'_>,
-    write: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
-) -> Result<Superblock, E> {
+pub fn create<E>(params: CreateParams<'_>, write: Writer<'_, E>) -> Result<Superblock, E> {
     let layout = params.layout;
     let zero = [0u8; 4096];
     for at in layout.superblock_offsets {
@@ -57,8 +57,11 @@ pub fn create<E>(
     }
     let mut peers = [PeerSlot::default(); NodeId::MAX_NODES];
     for (slot, &peer) in (0..layout.slots).zip(params.peers) {
-        peers[peer.slot()] =
-            PeerSlot { slot: Some(slot), flags: PeerFlags::EXISTS, ..PeerSlot::default() };
+        peers[peer.slot()] = PeerSlot {
+            slot: Some(slot),
+            flags: PeerFlags::EXISTS,
+            ..PeerSlot::default()
+        };
     }
     let mut superblock = Superblock {
         sequence: 1,
@@ -77,7 +80,7 @@ pub fn create<E>(
     for _ in 0..2 {
         superblock.sequence += 1;
         let at = superblock.layout.superblock_offsets[superblock.next_slot()];
-        debug_assert!(at % BLOCK64 == 0);
+        debug_assert!(at.is_multiple_of(BLOCK64));
         write(at, &superblock.encode()[..])?;
     }
     Ok(superblock)

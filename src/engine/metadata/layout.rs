@@ -68,7 +68,9 @@ pub enum LayoutError {
 }
 
 fn pages(data_size: u64, bitmap_block: u32) -> u64 {
-    data_size.div_ceil(u64::from(bitmap_block)).div_ceil(BITS_PER_PAGE)
+    data_size
+        .div_ceil(u64::from(bitmap_block))
+        .div_ceil(BITS_PER_PAGE)
 }
 
 fn checked(bitmap_block: u32, slots: u8) -> Result<(), LayoutError> {
@@ -90,10 +92,14 @@ impl Layout {
         let per_slot = pages(disk_size, bitmap_block);
         let bitmap_len = per_slot * u64::from(slots) * BLOCK64;
         let needed = bitmap_len + ACTIVITY_LOG_LEN + 2 * BLOCK64;
-        let data_size = disk_size
-            .checked_sub(needed)
-            .filter(|&d| d > 0)
-            .ok_or(LayoutError::TooSmall { size: disk_size, needed: needed + BLOCK64 })?;
+        let data_size =
+            disk_size
+                .checked_sub(needed)
+                .filter(|&d| d > 0)
+                .ok_or(LayoutError::TooSmall {
+                    size: disk_size,
+                    needed: needed + BLOCK64,
+                })?;
         Ok(Self {
             placement: Placement::Internal,
             disk_size,
@@ -119,7 +125,10 @@ impl Layout {
         checked(bitmap_block, slots)?;
         let disk_size = disk_size / BLOCK64 * BLOCK64;
         if disk_size == 0 {
-            return Err(LayoutError::TooSmall { size: 0, needed: BLOCK64 });
+            return Err(LayoutError::TooSmall {
+                size: 0,
+                needed: BLOCK64,
+            });
         }
         let layout = Self {
             placement: Placement::External,
@@ -134,9 +143,10 @@ impl Layout {
             bitmap_pages_per_slot: pages(disk_size, bitmap_block),
         };
         match meta_size {
-            Some(size) if size < layout.metadata_len() => {
-                Err(LayoutError::TooSmall { size, needed: layout.metadata_len() })
-            }
+            Some(size) if size < layout.metadata_len() => Err(LayoutError::TooSmall {
+                size,
+                needed: layout.metadata_len(),
+            }),
             _ => Ok(layout),
         }
     }
@@ -163,8 +173,7 @@ impl Layout {
     /// Offset of a bitmap page.
     pub fn bitmap_page_offset(&self, slot: u8, page: u64) -> u64 {
         debug_assert!(slot < self.slots && page < self.bitmap_pages_per_slot);
-        self.bitmap_offset
-            + (u64::from(slot) * self.bitmap_pages_per_slot + page) * BLOCK as u64
+        self.bitmap_offset + (u64::from(slot) * self.bitmap_pages_per_slot + page) * BLOCK as u64
     }
 }
 
@@ -210,8 +219,17 @@ mod tests {
 
     #[test]
     fn impossible_wishes_are_refused() {
-        assert!(matches!(Layout::internal(64 << 10, 4096, 1), Err(LayoutError::TooSmall { .. })));
-        assert!(matches!(Layout::internal(1 << 30, 5000, 1), Err(LayoutError::BitmapBlock(_))));
-        assert!(matches!(Layout::internal(1 << 30, 4096, 16), Err(LayoutError::Slots(16))));
+        assert!(matches!(
+            Layout::internal(64 << 10, 4096, 1),
+            Err(LayoutError::TooSmall { .. })
+        ));
+        assert!(matches!(
+            Layout::internal(1 << 30, 5000, 1),
+            Err(LayoutError::BitmapBlock(_))
+        ));
+        assert!(matches!(
+            Layout::internal(1 << 30, 4096, 16),
+            Err(LayoutError::Slots(16))
+        ));
     }
 }

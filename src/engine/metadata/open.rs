@@ -53,7 +53,9 @@ pub enum OpenError {
     #[error("both superblocks are damaged: first: {0}; second: {1}")]
     BothDamaged(SuperblockError, SuperblockError),
     /// From a newer program.
-    #[error("metadata of format version {found}; this program knows up to {known}: use a newer twinblk")]
+    #[error(
+        "metadata of format version {found}; this program knows up to {known}: use a newer twinblk"
+    )]
     NewerVersion {
         /// Found.
         found: u32,
@@ -61,7 +63,9 @@ pub enum OpenError {
         known: u32,
     },
     /// The disk is smaller than the metadata say.
-    #[error("the disk has {found} bytes, its metadata were made for {expected}: it has shrunk or is another disk")]
+    #[error(
+        "the disk has {found} bytes, its metadata were made for {expected}: it has shrunk or is another disk"
+    )]
     DiskShrunk {
         /// Bytes now.
         found: u64,
@@ -96,7 +100,10 @@ pub fn read_superblock(
     let mut copies = [[0u8; BLOCK]; 2];
     let mut warnings = Vec::new();
     let mut failed = None;
-    for (i, at) in Layout::superblocks(placement, meta_size).into_iter().enumerate() {
+    for (i, at) in Layout::superblocks(placement, meta_size)
+        .into_iter()
+        .enumerate()
+    {
         if let Err(e) = dev.read_at(at, &mut copies[i]) {
             copies[i] = [0; BLOCK];
             warnings.push(format!("superblock {i} cannot be read: {e}"));
@@ -139,13 +146,21 @@ pub fn open(
         }));
     }
     if disk_size < layout.disk_size {
-        return Err(OpenError::DiskShrunk { found: disk_size, expected: layout.disk_size });
+        return Err(OpenError::DiskShrunk {
+            found: disk_size,
+            expected: layout.disk_size,
+        });
     }
     let mut bitmaps = Vec::new();
     for slot in 0..layout.slots {
         bitmaps.push(read_bitmap(dev, &layout, slot, &mut warnings));
     }
-    Ok(Recovered { superblock, layout, bitmaps, warnings })
+    Ok(Recovered {
+        superblock,
+        layout,
+        bitmaps,
+        warnings,
+    })
 }
 
 /// A page that cannot be read or believed counts as all set: its blocks are resynced.
@@ -193,12 +208,19 @@ pub fn verify_identity(
     volume: VolumeId,
     node: NodeId,
 ) -> Result<(), OpenError> {
-    let found = (superblock.resource.as_str(), superblock.volume, superblock.node);
+    let found = (
+        superblock.resource.as_str(),
+        superblock.volume,
+        superblock.node,
+    );
     if found == (resource, volume, node) {
         return Ok(());
     }
     let text = |(r, v, n): (&str, VolumeId, NodeId)| format!("resource {r}, {v}, node id {}", n.0);
-    Err(OpenError::OtherDevice { found: text(found), expected: text((resource, volume, node)) })
+    Err(OpenError::OtherDevice {
+        found: text(found),
+        expected: text((resource, volume, node)),
+    })
 }
 
 #[cfg(test)]
@@ -212,7 +234,10 @@ mod tests {
     impl ReadAt for Mem {
         fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
             let at = usize::try_from(offset).expect("small");
-            let from = self.0.get(at..at + buf.len()).ok_or(ReadError { errno: 5 })?;
+            let from = self
+                .0
+                .get(at..at + buf.len())
+                .ok_or(ReadError { errno: 5 })?;
             buf.copy_from_slice(from);
             Ok(())
         }
@@ -264,7 +289,11 @@ mod tests {
         mem.0[one + 50] ^= 1;
         let found = open(&mut mem, SIZE, SIZE, Placement::Internal).expect("one superblock left");
         assert_eq!(found.warnings.len(), 2, "{:?}", found.warnings);
-        assert_eq!(found.bitmaps[0].count_set(), found.bitmaps[0].bits(), "all set");
+        assert_eq!(
+            found.bitmaps[0].count_set(),
+            found.bitmaps[0].bits(),
+            "all set"
+        );
         let two = usize::try_from(layout.superblock_offsets[1]).expect("small");
         mem.0[two + 50] ^= 1;
         let error = open(&mut mem, SIZE, SIZE, Placement::Internal).expect_err("none left");

@@ -234,7 +234,11 @@ impl Superblock {
         if node.slot() >= NodeId::MAX_NODES {
             return Err(invalid("node id"));
         }
-        let placement = if b[70] == 0 { Placement::Internal } else { Placement::External };
+        let placement = if b[70] == 0 {
+            Placement::Internal
+        } else {
+            Placement::External
+        };
         let (disk_size, bitmap_block, slots) = (get_u64(b, 32), get_u32(b, 60), b[69]);
         let layout = match placement {
             Placement::Internal => Layout::internal(disk_size, bitmap_block, slots),
@@ -323,10 +327,22 @@ pub fn choose(a: &[u8], b: &[u8]) -> Result<Chosen, [SuperblockError; 2]> {
         (Ok(a), Ok(b)) => {
             let from = usize::from(b.sequence > a.sequence);
             let superblock = if from == 1 { b } else { a };
-            Ok(Chosen { superblock, from, other: None })
+            Ok(Chosen {
+                superblock,
+                from,
+                other: None,
+            })
         }
-        (Ok(superblock), Err(e)) => Ok(Chosen { superblock, from: 0, other: Some(e) }),
-        (Err(e), Ok(superblock)) => Ok(Chosen { superblock, from: 1, other: Some(e) }),
+        (Ok(superblock), Err(e)) => Ok(Chosen {
+            superblock,
+            from: 0,
+            other: Some(e),
+        }),
+        (Err(e), Ok(superblock)) => Ok(Chosen {
+            superblock,
+            from: 1,
+            other: Some(e),
+        }),
         (Err(a), Err(b)) => Err([a, b]),
     }
 }
@@ -398,7 +414,10 @@ mod tests {
         let crc = block_crc(&block[..], CRC_AT);
         put(&mut block[..], CRC_AT, &crc.to_le_bytes());
         let errors = choose(&block[..], &sample(2).encode()[..]).expect_err("newer");
-        assert!(matches!(errors[0], SuperblockError::NewerVersion { found: 99, .. }));
+        assert!(matches!(
+            errors[0],
+            SuperblockError::NewerVersion { found: 99, .. }
+        ));
     }
 
     proptest! {

@@ -39,7 +39,11 @@ struct Disk {
 impl Disk {
     fn new(len: u64) -> Self {
         let zeros = vec![0; usize::try_from(len).expect("small")];
-        Self { now: zeros.clone(), stable: zeros, cache: Vec::new() }
+        Self {
+            now: zeros.clone(),
+            stable: zeros,
+            cache: Vec::new(),
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
@@ -59,7 +63,7 @@ impl Disk {
 
     fn power_cut(&mut self, rng: &mut Rng) {
         for (offset, data) in core::mem::take(&mut self.cache) {
-            if rng.next() % 2 == 0 {
+            if rng.next().is_multiple_of(2) {
                 let at = usize::try_from(offset).expect("small");
                 self.stable[at..at + data.len()].copy_from_slice(&data);
             }
@@ -164,7 +168,10 @@ impl Pair {
                 stopped: false,
             }
         };
-        let options = Options { protocol, ..Options::default() };
+        let options = Options {
+            protocol,
+            ..Options::default()
+        };
         Self {
             nodes: [node(0), node(1)],
             now: Instant(1),
@@ -186,7 +193,8 @@ impl Pair {
         pair.start(0);
         pair.start(1);
         pair.settle();
-        pair.order(0, Command::Primary { force: true }).expect("the first promotion is forced");
+        pair.order(0, Command::Primary { force: true })
+            .expect("the first promotion is forced");
         pair.settle();
         pair.expect_in_sync();
         pair
@@ -207,9 +215,18 @@ impl Pair {
         node.stopped = false;
         node.engine = Some(Resource::new(ResourceConfig {
             name: "r0".into(),
-            me: NodeConfig { id, name: name(id.0) },
-            peers: vec![NodeConfig { id: NodeId(1 - id.0), name: name(1 - id.0) }],
-            volumes: vec![VolumeConfig { volume: V, block_size: 512 }],
+            me: NodeConfig {
+                id,
+                name: name(id.0),
+            },
+            peers: vec![NodeConfig {
+                id: NodeId(1 - id.0),
+                name: name(1 - id.0),
+            }],
+            volumes: vec![VolumeConfig {
+                volume: V,
+                block_size: 512,
+            }],
             options: self.options.clone(),
             incarnation,
             seed,
@@ -256,7 +273,13 @@ impl Pair {
         if core::mem::take(&mut self.up) {
             for n in 0..2 {
                 let peer = NodeId(1 - self.nodes[n].id.0);
-                self.feed(n, Input::LinkDown { peer, reason: reason.into() });
+                self.feed(
+                    n,
+                    Input::LinkDown {
+                        peer,
+                        reason: reason.into(),
+                    },
+                );
             }
         }
         self.closing = [false; 2];
@@ -276,7 +299,13 @@ impl Pair {
     fn carry_out(&mut self, n: usize, output: Output) {
         let node = &mut self.nodes[n];
         match output {
-            Output::DiskRead { op, offset, len, buf, .. } => {
+            Output::DiskRead {
+                op,
+                offset,
+                len,
+                buf,
+                ..
+            } => {
                 let at = usize::try_from(offset).expect("small");
                 let data = node.disk.now[at..at + len as usize].to_vec();
                 let zero = data.iter().all(|&b| b == 0);
@@ -286,29 +315,79 @@ impl Pair {
                 });
                 node.bufs.insert(given.0, data);
                 let new = buf.is_none().then_some(given);
-                let done = DiskDone { op, result: Ok(()), zero, buf: new };
+                let done = DiskDone {
+                    op,
+                    result: Ok(()),
+                    zero,
+                    buf: new,
+                };
                 node.completions.push(Input::Disk(done));
             }
-            Output::DiskWrite { op, offset, len, buf, fua, .. } => {
-                let data = node.bufs.get(&buf.0).expect("the engine holds the buffer").clone();
+            Output::DiskWrite {
+                op,
+                offset,
+                len,
+                buf,
+                fua,
+                ..
+            } => {
+                let data = node
+                    .bufs
+                    .get(&buf.0)
+                    .expect("the engine holds the buffer")
+                    .clone();
                 assert_eq!(data.len(), len as usize);
-                assert!(offset + u64::from(len) <= layout().data_size, "data stay in the data area");
+                assert!(
+                    offset + u64::from(len) <= layout().data_size,
+                    "data stay in the data area"
+                );
                 node.disk.write(offset, &data, fua);
-                let done = DiskDone { op, result: Ok(()), zero: false, buf: None };
+                let done = DiskDone {
+                    op,
+                    result: Ok(()),
+                    zero: false,
+                    buf: None,
+                };
                 node.completions.push(Input::Disk(done));
             }
-            Output::DiskZero { op, offset, len, fua, .. } => {
-                node.disk.write(offset, &vec![0; usize::try_from(len).expect("small")], fua);
-                let done = DiskDone { op, result: Ok(()), zero: false, buf: None };
+            Output::DiskZero {
+                op,
+                offset,
+                len,
+                fua,
+                ..
+            } => {
+                node.disk
+                    .write(offset, &vec![0; usize::try_from(len).expect("small")], fua);
+                let done = DiskDone {
+                    op,
+                    result: Ok(()),
+                    zero: false,
+                    buf: None,
+                };
                 node.completions.push(Input::Disk(done));
             }
             Output::DiskFlush { op, .. } => {
                 node.disk.flush();
-                let done = DiskDone { op, result: Ok(()), zero: false, buf: None };
+                let done = DiskDone {
+                    op,
+                    result: Ok(()),
+                    zero: false,
+                    buf: None,
+                };
                 node.completions.push(Input::Disk(done));
             }
-            Output::MetaWrite { op, offset, data, fua, .. } => {
-                assert!(offset >= layout().data_size, "metadata stay in the metadata area");
+            Output::MetaWrite {
+                op,
+                offset,
+                data,
+                fua,
+                ..
+            } => {
+                assert!(
+                    offset >= layout().data_size,
+                    "metadata stay in the metadata area"
+                );
                 node.disk.write(offset, &data, fua);
                 node.completions.push(Input::Meta { op, result: Ok(()) });
             }
@@ -316,7 +395,12 @@ impl Pair {
                 node.disk.flush();
                 node.completions.push(Input::Meta { op, result: Ok(()) });
             }
-            Output::Send { channel, header, body, .. } => {
+            Output::Send {
+                channel,
+                header,
+                body,
+                ..
+            } => {
                 let bytes = match body {
                     SendBody::None => Vec::new(),
                     SendBody::Buf { buf, .. } => {
@@ -334,7 +418,10 @@ impl Pair {
                 assert!(old.is_none(), "a request is answered once");
             }
             Output::ReleaseBuf(buf) => {
-                assert!(node.bufs.remove(&buf.0).is_some(), "a buffer is released once");
+                assert!(
+                    node.bufs.remove(&buf.0).is_some(),
+                    "a buffer is released once"
+                );
             }
             Output::CloseLink { .. } => self.closing[n] = self.up,
             Output::WantLink { want, .. } => node.want = want,
@@ -342,7 +429,10 @@ impl Pair {
                 node.answers.insert(id.0, result);
             }
             Output::Event(event) => {
-                node.log.push(format!("{:?} {:?}: {}", event.severity, event.what, event.cause));
+                node.log.push(format!(
+                    "{:?} {:?}: {}",
+                    event.severity, event.what, event.cause
+                ));
             }
             Output::Stopped => node.stopped = true,
         }
@@ -352,7 +442,10 @@ impl Pair {
     pub(crate) fn step(&mut self) -> bool {
         if !self.up
             && self.cable
-            && self.nodes.iter().all(|n| n.want && n.engine.is_some() && !n.stopped)
+            && self
+                .nodes
+                .iter()
+                .all(|n| n.want && n.engine.is_some() && !n.stopped)
         {
             self.up = true;
             self.closing = [false; 2];
@@ -404,7 +497,13 @@ impl Pair {
             self.sent[from] += 64 + bytes.len() as u64;
             let sent = self.sent[from];
             let towards = self.nodes[to].id;
-            self.feed(from, Input::SendProgress { peer: towards, sent });
+            self.feed(
+                from,
+                Input::SendProgress {
+                    peer: towards,
+                    sent,
+                },
+            );
         }
         let body = match header.kind {
             Kind::Write | Kind::ResyncData => {
@@ -432,12 +531,15 @@ impl Pair {
             let epoch_due = self.nodes.iter().any(|n| {
                 n.engine.as_ref().is_some_and(|e| {
                     let s = e.status(self.now);
-                    s.peers.iter().any(|p| {
-                        p.transfer_log > 0 || p.volumes.iter().any(|v| v.resync.is_some())
-                    })
+                    s.peers
+                        .iter()
+                        .any(|p| p.transfer_log > 0 || p.volumes.iter().any(|v| v.resync.is_some()))
                 })
             });
-            let waits = self.nodes.iter().any(|n| n.engine.as_ref().is_some_and(|e| !e.is_idle()));
+            let waits = self
+                .nodes
+                .iter()
+                .any(|n| n.engine.as_ref().is_some_and(|e| !e.is_idle()));
             if self.now >= end || !(epoch_due || waits) {
                 return;
             }
@@ -484,8 +586,15 @@ impl Pair {
             }
             BufId(node.next_buf)
         });
-        let request =
-            ClientRequest { tag: ReqTag(tag), volume: V, kind, offset, len, fua, buf };
+        let request = ClientRequest {
+            tag: ReqTag(tag),
+            volume: V,
+            kind,
+            offset,
+            len,
+            fua,
+            buf,
+        };
         self.feed(n, Input::Client(request));
         tag
     }
@@ -499,7 +608,8 @@ impl Pair {
     /// Writes and waits for the answer.
     pub(crate) fn write(&mut self, n: usize, offset: u64, len: u64, value: u8) {
         let tag = self.submit_write(n, offset, len, value);
-        self.wait_reply(n, tag).unwrap_or_else(|e| panic!("{e:?}\n{}", self.dump()));
+        self.wait_reply(n, tag)
+            .unwrap_or_else(|e| panic!("{e:?}\n{}", self.dump()));
     }
 
     pub(crate) fn flush(&mut self, n: usize) {
@@ -512,7 +622,10 @@ impl Pair {
         let tag = self.submit(n, RequestKind::Read, offset, &[], len, false);
         self.wait_reply(n, tag).expect("a read succeeds");
         let buf = self.nodes[n].reads.remove(&tag).expect("it was a read");
-        self.nodes[n].bufs.remove(&buf).expect("a read's buffer stays the driver's")
+        self.nodes[n]
+            .bufs
+            .remove(&buf)
+            .expect("a read's buffer stays the driver's")
     }
 
     pub(crate) fn wait_reply(&mut self, n: usize, tag: u64) -> Result<(), ReplyError> {
@@ -544,12 +657,22 @@ impl Pair {
     pub(crate) fn order_async(&mut self, n: usize, command: Command) -> u64 {
         self.next_command += 1;
         let id = self.next_command;
-        self.feed(n, Input::Command { id: CommandId(id), command });
+        self.feed(
+            n,
+            Input::Command {
+                id: CommandId(id),
+                command,
+            },
+        );
         id
     }
 
     pub(crate) fn status(&self, n: usize) -> Status {
-        self.nodes[n].engine.as_ref().expect("it runs").status(self.now)
+        self.nodes[n]
+            .engine
+            .as_ref()
+            .expect("it runs")
+            .status(self.now)
     }
 
     pub(crate) fn role(&self, n: usize) -> Role {
@@ -588,7 +711,11 @@ impl Pair {
                 && pv.out_of_sync == 0;
             assert!(fine, "not in sync: {}", self.dump());
         }
-        assert!(self.content(0) == self.content(1), "the copies differ: {}", self.dump());
+        assert!(
+            self.content(0) == self.content(1),
+            "the copies differ: {}",
+            self.dump()
+        );
         let a = self.status(0).volumes[0].current_uuid & !1;
         let b = self.status(1).volumes[0].current_uuid & !1;
         assert_eq!(a, b, "the generations differ: {}", self.dump());

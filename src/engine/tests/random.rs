@@ -19,7 +19,13 @@ struct Oracle {
 
 fn run(seed: u64, protocol: Protocol) {
     let mut pair = Pair::in_sync(seed, protocol);
-    let mut oracle = vec![Oracle { answered: Some(0), maybe: vec![] }; BLOCKS];
+    let mut oracle = vec![
+        Oracle {
+            answered: Some(0),
+            maybe: vec![]
+        };
+        BLOCKS
+    ];
     let mut pending: Vec<(u64, usize, u8)> = Vec::new();
     let mut value = 0u8;
     let mut primary = 0;
@@ -27,19 +33,21 @@ fn run(seed: u64, protocol: Protocol) {
         for _ in 0..pair.rng() % 40 {
             pair.step();
         }
-        pending.retain(|&(tag, block, v)| match pair.nodes[primary].replies.get(&tag) {
-            Some(Ok(())) => {
-                let o = &mut oracle[block];
-                // Later overlapping writes stay possible; this one is certain now.
-                if let Some(at) = o.maybe.iter().position(|&m| m == v) {
-                    o.maybe.drain(..=at);
-                    o.answered = Some(v);
+        pending.retain(
+            |&(tag, block, v)| match pair.nodes[primary].replies.get(&tag) {
+                Some(Ok(())) => {
+                    let o = &mut oracle[block];
+                    // Later overlapping writes stay possible; this one is certain now.
+                    if let Some(at) = o.maybe.iter().position(|&m| m == v) {
+                        o.maybe.drain(..=at);
+                        o.answered = Some(v);
+                    }
+                    false
                 }
-                false
-            }
-            Some(Err(_)) => false,
-            None => true,
-        });
+                Some(Err(_)) => false,
+                None => true,
+            },
+        );
         match pair.rng() % 20 {
             0..=11 => {
                 value = value.wrapping_add(1).max(1);
@@ -72,7 +80,8 @@ fn run(seed: u64, protocol: Protocol) {
                     o.maybe.clear();
                 }
                 pair.order(primary, Command::Secondary).expect("no clients");
-                pair.order(1 - primary, Command::Primary { force: false }).expect("in sync");
+                pair.order(1 - primary, Command::Primary { force: false })
+                    .expect("in sync");
                 primary = 1 - primary;
             }
         }
@@ -80,7 +89,7 @@ fn run(seed: u64, protocol: Protocol) {
     // Sometimes the end is a power cut of the Primary after everything was in sync.
     pair.cable = true;
     pair.settle();
-    let crash = pair.rng() % 2 == 0;
+    let crash = pair.rng().is_multiple_of(2);
     if crash {
         pair.crash(primary);
         pair.order(1 - primary, Command::Primary { force: false })
@@ -88,12 +97,22 @@ fn run(seed: u64, protocol: Protocol) {
         pair.start(primary);
         pair.settle();
     }
-    assert_eq!(pair.connection(0), ConnState::Connected, "seed {seed} {}", pair.dump());
+    assert_eq!(
+        pair.connection(0),
+        ConnState::Connected,
+        "seed {seed} {}",
+        pair.dump()
+    );
     pair.expect_in_sync();
-    let now = (0..2).find(|&n| pair.role(n) == Role::Primary).expect("somebody is Primary");
+    let now = (0..2)
+        .find(|&n| pair.role(n) == Role::Primary)
+        .expect("somebody is Primary");
     for (block, o) in oracle.iter().enumerate() {
         let data = pair.read(now, block as u64 * 4096, 4096);
-        assert!(data.iter().all(|&b| b == data[0]), "seed {seed}: block {block} is torn");
+        assert!(
+            data.iter().all(|&b| b == data[0]),
+            "seed {seed}: block {block} is torn"
+        );
         let ok = o.answered == Some(data[0]) || o.maybe.contains(&data[0]);
         assert!(
             ok,

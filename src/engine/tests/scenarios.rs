@@ -18,17 +18,30 @@ fn each(mut story: impl FnMut(u64, Protocol)) {
 }
 
 fn connect() -> Command {
-    Command::Connect { peer: None, discard_my_data: false, dry_run: false }
+    Command::Connect {
+        peer: None,
+        discard_my_data: false,
+        dry_run: false,
+    }
 }
 
 fn discard() -> Command {
-    Command::Connect { peer: None, discard_my_data: true, dry_run: false }
+    Command::Connect {
+        peer: None,
+        discard_my_data: true,
+        dry_run: false,
+    }
 }
 
 fn fill(pair: &mut Pair, n: usize, salt: u64) {
     for i in 0..24u64 {
         let offset = (i * 37 + salt * 11) % (DATA / 4096 - 16) * 4096;
-        pair.write(n, offset, 4096 * (1 + i % 16), u8::try_from(1 + (i + salt) % 250).unwrap());
+        pair.write(
+            n,
+            offset,
+            4096 * (1 + i % 16),
+            u8::try_from(1 + (i + salt) % 250).unwrap(),
+        );
     }
 }
 
@@ -41,10 +54,13 @@ fn fresh_disks_wait_for_a_decision_and_then_sync_in_full() {
         pair.settle();
         assert_eq!(pair.connection(0), ConnState::Connected, "{}", pair.dump());
         assert_eq!(pair.disk(0), DiskState::Inconsistent);
-        let refusal = pair.order(0, Command::Primary { force: false }).expect_err("no data yet");
+        let refusal = pair
+            .order(0, Command::Primary { force: false })
+            .expect_err("no data yet");
         assert_eq!(refusal.kind, RefusalKind::NoUpToDateData);
         assert!(refusal.way_out.contains("--force"), "{refusal:?}");
-        pair.order(0, Command::Primary { force: true }).expect("forced");
+        pair.order(0, Command::Primary { force: true })
+            .expect("forced");
         fill(&mut pair, 0, seed);
         pair.settle();
         pair.expect_in_sync();
@@ -59,11 +75,13 @@ fn clear_bitmap_skips_the_initial_sync() {
         pair.start(0);
         pair.start(1);
         pair.settle();
-        pair.order(1, Command::NewCurrentUuid { clear_bitmap: true }).expect("both are fresh");
+        pair.order(1, Command::NewCurrentUuid { clear_bitmap: true })
+            .expect("both are fresh");
         pair.settle();
         pair.expect_in_sync();
         assert!(!pair.logged(0, "resync with"), "no resync: {}", pair.dump());
-        pair.order(0, Command::Primary { force: false }).expect("UpToDate");
+        pair.order(0, Command::Primary { force: false })
+            .expect("UpToDate");
         fill(&mut pair, 0, seed);
         pair.settle();
         pair.expect_in_sync();
@@ -128,8 +146,9 @@ fn after_a_link_blip_only_what_may_be_missing_is_resynced() {
 fn a_cut_in_the_middle_of_writes_loses_nothing() {
     each(|seed, protocol| {
         let mut pair = Pair::in_sync(seed, protocol);
-        let tags: Vec<u64> =
-            (0..40u8).map(|i| pair.submit_write(0, u64::from(i) * 8192, 8192, i + 1)).collect();
+        let tags: Vec<u64> = (0..40u8)
+            .map(|i| pair.submit_write(0, u64::from(i) * 8192, 8192, i + 1))
+            .collect();
         for _ in 0..pair.rng() % 200 {
             pair.step();
         }
@@ -138,7 +157,11 @@ fn a_cut_in_the_middle_of_writes_loses_nothing() {
             pair.wait_reply(0, tag).expect("the Primary goes on alone");
         }
         for i in 0..40u8 {
-            assert!(pair.read(0, u64::from(i) * 8192, 8192).iter().all(|&b| b == i + 1));
+            assert!(
+                pair.read(0, u64::from(i) * 8192, 8192)
+                    .iter()
+                    .all(|&b| b == i + 1)
+            );
         }
         pair.cable = true;
         pair.settle();
@@ -166,7 +189,8 @@ fn a_crashed_primary_returns_as_target_of_the_promoted_survivor() {
         fill(&mut pair, 0, seed);
         pair.settle();
         pair.crash(0);
-        pair.order(1, Command::Primary { force: false }).expect("the survivor is UpToDate");
+        pair.order(1, Command::Primary { force: false })
+            .expect("the survivor is UpToDate");
         fill(&mut pair, 1, seed + 5);
         let expected = pair.content(1).to_vec();
         pair.start(0);
@@ -187,7 +211,8 @@ fn a_crashed_primary_that_comes_back_alone_serves_again_and_syncs_its_peer() {
         pair.start(0);
         pair.settle();
         pair.expect_in_sync();
-        pair.order(0, Command::Primary { force: false }).expect("in sync again");
+        pair.order(0, Command::Primary { force: false })
+            .expect("in sync again");
         fill(&mut pair, 0, seed + 3);
         pair.settle();
         pair.expect_in_sync();
@@ -220,14 +245,22 @@ fn roles_swap_without_a_resync() {
         for round in 0..4u64 {
             let (from, to) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
             fill(&mut pair, from, seed + round);
-            let refusal = pair.order(to, Command::Primary { force: false }).expect_err("taken");
+            let refusal = pair
+                .order(to, Command::Primary { force: false })
+                .expect_err("taken");
             assert_eq!(refusal.kind, RefusalKind::State, "{refusal:?}");
-            pair.order(from, Command::Secondary).expect("nobody holds the export");
-            pair.order(to, Command::Primary { force: false }).expect("the other demoted");
+            pair.order(from, Command::Secondary)
+                .expect("nobody holds the export");
+            pair.order(to, Command::Primary { force: false })
+                .expect("the other demoted");
             pair.settle();
             pair.expect_in_sync();
         }
-        let resyncs = pair.nodes[0].log.iter().filter(|l| l.contains("resync with")).count();
+        let resyncs = pair.nodes[0]
+            .log
+            .iter()
+            .filter(|l| l.contains("resync with"))
+            .count();
         assert_eq!(resyncs, 1, "only the initial one");
     });
 }
@@ -239,27 +272,40 @@ fn both_promoted_apart_is_a_split_brain_and_nothing_is_overwritten() {
         fill(&mut pair, 0, seed);
         pair.settle();
         pair.cut();
-        pair.order(1, Command::Primary { force: false }).expect("alone and UpToDate");
+        pair.order(1, Command::Primary { force: false })
+            .expect("alone and UpToDate");
         pair.write(0, 0, 4096, 0xaa);
         pair.write(1, 4096, 4096, 0xbb);
         let before = [pair.content(0).to_vec(), pair.content(1).to_vec()];
         pair.cable = true;
         pair.settle();
-        for n in 0..2 {
+        for (n, before) in before.iter().enumerate() {
             assert_eq!(pair.connection(n), ConnState::StandAlone, "{}", pair.dump());
-            assert!(pair.logged(n, "split brain"), "node {n} says it: {}", pair.dump());
-            assert!(pair.content(n) == before[n], "nothing is overwritten");
+            assert!(
+                pair.logged(n, "split brain"),
+                "node {n} says it: {}",
+                pair.dump()
+            );
+            assert!(pair.content(n) == before, "nothing is overwritten");
         }
         // The way out: the victim says so, the other connects.
-        let refusal = pair.order(1, discard()).expect_err("a Primary does not discard");
+        let refusal = pair
+            .order(1, discard())
+            .expect_err("a Primary does not discard");
         assert_eq!(refusal.kind, RefusalKind::State);
         pair.order(1, Command::Secondary).expect("no clients");
         let text = pair.order(1, discard()).expect("now it may");
-        assert!(text.contains("4096 bytes changed here will be overwritten"), "{text}");
+        assert!(
+            text.contains("4096 bytes changed here will be overwritten"),
+            "{text}"
+        );
         pair.order(0, connect()).expect("the winner connects");
         pair.settle();
         pair.expect_in_sync();
-        assert!(pair.content(1) == before[0], "the winner's data are everywhere");
+        assert!(
+            pair.content(1) == before[0],
+            "the winner's data are everywhere"
+        );
     });
 }
 
@@ -270,7 +316,8 @@ fn a_split_brain_of_demoted_nodes_is_one_too() {
         pair.cut();
         pair.write(0, 0, 4096, 0xaa);
         pair.order(0, Command::Secondary).expect("demote");
-        pair.order(1, Command::Primary { force: false }).expect("promote");
+        pair.order(1, Command::Primary { force: false })
+            .expect("promote");
         pair.write(1, 0, 4096, 0xbb);
         pair.order(1, Command::Secondary).expect("demote");
         pair.cable = true;
@@ -286,7 +333,8 @@ fn a_promotion_without_a_write_changes_nothing() {
         pair.settle();
         pair.cut();
         pair.order(0, Command::Secondary).expect("demote");
-        pair.order(1, Command::Primary { force: false }).expect("promote");
+        pair.order(1, Command::Primary { force: false })
+            .expect("promote");
         pair.order(1, Command::Secondary).expect("demote");
         pair.cable = true;
         pair.settle();
@@ -330,7 +378,9 @@ fn an_interrupted_resync_goes_on_and_the_target_cannot_be_promoted() {
         }
         pair.cut();
         if pair.disk(1) == DiskState::Inconsistent {
-            let refusal = pair.order(1, Command::Primary { force: false }).expect_err("half done");
+            let refusal = pair
+                .order(1, Command::Primary { force: false })
+                .expect_err("half done");
             assert_eq!(refusal.kind, RefusalKind::NoUpToDateData);
             pair.crash(1);
             pair.start(1);
@@ -368,11 +418,14 @@ fn writes_during_a_resync_win_over_resync_blocks() {
 fn disconnect_outdates_the_secondary_and_connect_heals_it() {
     each(|seed, protocol| {
         let mut pair = Pair::in_sync(seed, protocol);
-        pair.order(0, Command::Disconnect { peer: None }).expect("disconnect");
+        pair.order(0, Command::Disconnect { peer: None })
+            .expect("disconnect");
         pair.settle();
         assert_eq!(pair.connection(0), ConnState::StandAlone);
         assert_eq!(pair.disk(1), DiskState::Outdated, "{}", pair.dump());
-        let refusal = pair.order(1, Command::Primary { force: false }).expect_err("outdated");
+        let refusal = pair
+            .order(1, Command::Primary { force: false })
+            .expect_err("outdated");
         assert_eq!(refusal.kind, RefusalKind::NoUpToDateData);
         fill(&mut pair, 0, seed);
         pair.order(0, connect()).expect("connect");
@@ -386,17 +439,28 @@ fn invalidate_either_side_syncs_in_full() {
     each(|seed, protocol| {
         let mut pair = Pair::in_sync(seed, protocol);
         fill(&mut pair, 0, seed);
-        let refusal = pair.order(0, Command::Invalidate).expect_err("it is Primary");
+        let refusal = pair
+            .order(0, Command::Invalidate)
+            .expect_err("it is Primary");
         assert_eq!(refusal.kind, RefusalKind::InUse);
         pair.order(1, Command::Invalidate).expect("invalidate");
         pair.settle();
         pair.expect_in_sync();
-        pair.order(0, Command::InvalidateRemote { peer: None }).expect("invalidate-remote");
+        pair.order(0, Command::InvalidateRemote { peer: None })
+            .expect("invalidate-remote");
         pair.settle();
         pair.expect_in_sync();
         let total = format!("{} bytes are out of sync", pair.status(0).volumes[0].size);
-        let full = pair.nodes[0].log.iter().filter(|l| l.contains(&total)).count();
-        assert!(full >= 3, "initial, invalidate, invalidate-remote: {}", pair.dump());
+        let full = pair.nodes[0]
+            .log
+            .iter()
+            .filter(|l| l.contains(&total))
+            .count();
+        assert!(
+            full >= 3,
+            "initial, invalidate, invalidate-remote: {}",
+            pair.dump()
+        );
     });
 }
 
@@ -405,8 +469,10 @@ fn stop_writes_everything_and_the_next_start_needs_no_resync() {
     each(|seed, protocol| {
         let mut pair = Pair::in_sync(seed, protocol);
         fill(&mut pair, 0, seed);
-        pair.order(0, Command::Stop { force: false }).expect("no clients");
-        pair.order(1, Command::Stop { force: false }).expect("no clients");
+        pair.order(0, Command::Stop { force: false })
+            .expect("no clients");
+        pair.order(1, Command::Stop { force: false })
+            .expect("no clients");
         assert!(pair.nodes[0].stopped && pair.nodes[1].stopped);
         pair.crash(0);
         pair.crash(1);
@@ -414,8 +480,16 @@ fn stop_writes_everything_and_the_next_start_needs_no_resync() {
         pair.start(1);
         pair.settle();
         pair.expect_in_sync();
-        assert!(!pair.logged(0, "was Primary when it went down"), "{}", pair.dump());
-        let resyncs = pair.nodes[0].log.iter().filter(|l| l.contains("resync with")).count();
+        assert!(
+            !pair.logged(0, "was Primary when it went down"),
+            "{}",
+            pair.dump()
+        );
+        let resyncs = pair.nodes[0]
+            .log
+            .iter()
+            .filter(|l| l.contains("resync with"))
+            .count();
         assert_eq!(resyncs, 1, "only the initial one: {}", pair.dump());
     });
 }
@@ -424,7 +498,9 @@ fn stop_writes_everything_and_the_next_start_needs_no_resync() {
 fn an_open_export_stands_against_demotion_and_stop() {
     let mut pair = Pair::in_sync(1, Protocol::C);
     let engine = pair.nodes[0].engine.as_mut().expect("it runs");
-    let client = engine.open_export(V, "pid 7 (fio)".into()).expect("it is Primary");
+    let client = engine
+        .open_export(V, "pid 7 (fio)".into())
+        .expect("it is Primary");
     for command in [Command::Secondary, Command::Stop { force: false }] {
         let refusal = pair.order(0, command).expect_err("in use");
         assert_eq!(refusal.kind, RefusalKind::InUse);
@@ -433,7 +509,12 @@ fn an_open_export_stands_against_demotion_and_stop() {
     let now = pair.now;
     let engine = pair.nodes[1].engine.as_mut().expect("it runs");
     let refusal = engine.open_export(V, "x".into()).expect_err("Secondary");
-    assert!(refusal.reason.contains("Secondary on bravo; alpha is Primary"), "{refusal:?}");
+    assert!(
+        refusal
+            .reason
+            .contains("Secondary on bravo; alpha is Primary"),
+        "{refusal:?}"
+    );
     let engine = pair.nodes[0].engine.as_mut().expect("it runs");
     engine.close_export(client, now, &mut Vec::new());
     pair.order(0, Command::Secondary).expect("closed");
@@ -442,9 +523,14 @@ fn an_open_export_stands_against_demotion_and_stop() {
 #[test]
 fn a_dry_run_tells_and_changes_nothing() {
     let mut pair = Pair::in_sync(3, Protocol::C);
-    pair.order(0, Command::Disconnect { peer: None }).expect("disconnect");
+    pair.order(0, Command::Disconnect { peer: None })
+        .expect("disconnect");
     pair.write(0, 0, 8192, 5);
-    let dry = Command::Connect { peer: None, discard_my_data: false, dry_run: true };
+    let dry = Command::Connect {
+        peer: None,
+        discard_my_data: false,
+        dry_run: true,
+    };
     let text = pair.order(0, dry).expect("the peer answers");
     assert!(text.contains("alpha would overwrite bravo"), "{text}");
     assert!(text.contains("8192"), "{text}");
