@@ -59,6 +59,7 @@ struct Part {
     pages: Range<usize>,
     /// All pages of the part below this one are in use.
     low: usize,
+    used_pages: usize,
     line: VecDeque<Key>,
 }
 
@@ -100,6 +101,7 @@ impl Pool {
         }?;
         let part = |pages: Range<usize>| Part {
             low: pages.start,
+            used_pages: 0,
             pages,
             line: VecDeque::new(),
         };
@@ -121,6 +123,12 @@ impl Pool {
     /// Largest buffer a class can ever provide, in bytes.
     pub(crate) fn largest(&self, class: Class) -> usize {
         self.parts[class as usize].pages.len() * PAGE
+    }
+
+    /// Bytes a class has free, in one piece or many.
+    pub(crate) fn room_left(&self, class: Class) -> usize {
+        let part = &self.parts[class as usize];
+        (part.pages.len() - part.used_pages) * PAGE
     }
 
     /// Bytes in use.
@@ -166,6 +174,7 @@ impl Pool {
         if part.low == first {
             part.low = first + pages;
         }
+        part.used_pages += pages;
         self.used_pages += pages;
         let slot = &mut self.slots[first];
         slot.holds = 1;
@@ -225,6 +234,7 @@ impl Pool {
         for part in &mut self.parts {
             if part.pages.contains(&first) {
                 part.low = part.low.min(first);
+                part.used_pages -= pages;
             }
         }
     }

@@ -3,7 +3,8 @@
 //! Invariants:
 //! * a connection has at most [`MAX_OPEN`] requests under way and holds at most half of the client
 //!   buffers; beyond that it stops reading, so nothing grows with a client that floods or does not
-//!   read its answers;
+//!   read its answers; all reads but the first of each connection share half of them, so that
+//!   clients that do not take their answers leave room for others;
 //! * a connection that ends early leaves its requests to the engine; their answers are dropped, and
 //!   the export counts as held until the last of them is there.
 
@@ -231,6 +232,15 @@ impl NbdLink {
         let len = ask.len as usize;
         let held = self.held + self.queue.left();
         if held > 0 && held + len > self.share(&core.pool) {
+            return None;
+        }
+        // A read's buffer is free again only when the client has taken the answer. So all reads but
+        // the first of each connection share half of the class: clients that do not take theirs
+        // leave room for one that does.
+        let another = ask.kind == RequestKind::Read && held > 0;
+        let left = core.pool.room_left(Class::Client);
+        if another && left < self.share(&core.pool) + len {
+            core.pool.leave(Class::Client, key);
             return None;
         }
         core.pool.alloc_in_turn(Class::Client, key, len)

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use twinblk_engine::ids::{NodeId, VolumeId};
 use twinblk_engine::metadata::layout::Placement;
 use twinblk_engine::metadata::open::{
@@ -40,6 +41,11 @@ pub(crate) struct VolumeSpec {
     /// Smallest I/O of clients in bytes.
     pub(crate) block_size: u32,
 }
+
+/// How long a lock may be held by somebody else before that is an error.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two attempts.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// A volume ready to be driven. Holds the locks.
 #[derive(Debug)]
@@ -196,9 +202,24 @@ fn target(opened: Opened, part: std::ops::Range<u64>) -> Target {
     }
 }
 
+/// Like [`try_open_locked`], but gives a former owner a moment: the I/O of a killed process, and with
+/// it its lock, ends shortly after the process. That the lock is free proves that none of it is still
+/// to come.
+fn open_locked(path: &Path) -> Result<Opened, OpenVolumeError> {
+    let start = Instant::now();
+    loop {
+        match try_open_locked(path) {
+            Err(OpenVolumeError::InUse { .. }) if start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Opens a file or device for direct I/O (buffered where the file system refuses that) and makes
 /// sure that nobody else uses it as long as the descriptor is open.
-fn open_locked(path: &Path) -> Result<Opened, OpenVolumeError> {
+fn try_open_locked(path: &Path) -> Result<Opened, OpenVolumeError> {
     let failed = |error: Errno| OpenVolumeError::Open {
         path: path.to_owned(),
         error: error.into(),

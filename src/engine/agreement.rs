@@ -296,11 +296,17 @@ impl Resource {
                     };
                     let bytes = match amount {
                         Amount::Full => format!("the whole device, {} bytes", v.size()),
-                        _ => format!(
-                            "between {} and {} bytes (marked here: {mine}, there: {theirs})",
-                            mine.max(theirs),
-                            (mine + theirs).min(v.size())
-                        ),
+                        _ => {
+                            // The two bitmaps are merged: they may overlap or not.
+                            let least = mine.max(theirs);
+                            let most = (mine + theirs).min(v.size());
+                            let bytes = if least == most {
+                                format!("{least} bytes")
+                            } else {
+                                format!("between {least} and {most} bytes")
+                            };
+                            format!("{bytes} (marked here: {mine}, there: {theirs})")
+                        }
                     };
                     format!("{from} would overwrite {to}: {bytes}")
                 }

@@ -180,11 +180,8 @@ impl Resource {
         let result = self.agreed_peer(None).and_then(|p| {
             if self.role == Role::Primary {
                 let text = format!("{} is Primary: its data are in use", self.cfg.me.name);
-                return refuse(
-                    RefusalKind::InUse,
-                    text,
-                    "demote first: `twinblk secondary`",
-                );
+                let way_out = format!("run `twinblk secondary {}` first", self.cfg.name);
+                return refuse(RefusalKind::State, text, &way_out);
             }
             let bad = |v: &crate::peer::PeerVolume| v.disk != DiskState::UpToDate;
             if self.peers[p].volumes.iter().any(bad) {

@@ -15,7 +15,7 @@ use crate::overlap::{Acquired, LockId, Mode};
 use crate::resource::{Op, Resource};
 use crate::resync_rate::RateControl;
 use crate::slots::Key;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::transfer_log::Entry;
 use crate::volume::{LockOwner, Waiter};
 use alloc::format;
@@ -27,6 +27,8 @@ use twinblk_protocol::frame::{Header, Kind};
 const MAX_CHUNK: u64 = 256 << 10;
 /// Progress after which the target writes its bitmap to disk, so that an interrupted resync resumes.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// … or after so much time, if there was any progress.
+const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 
 /// Names a [`Chunk`].
 pub(crate) type ChunkKey = Key<Chunk>;
@@ -58,8 +60,8 @@ pub(crate) struct Resync {
     /// Bytes out of sync at the start.
     pub(crate) total: u64,
     pub(crate) rate: RateControl,
-    /// Bits left at the last checkpoint (target).
-    checkpoint: u64,
+    /// Bytes left at the last checkpoint, and when it was (target).
+    checkpoint: (u64, Instant),
 }
 
 impl Resource {
@@ -79,7 +81,7 @@ impl Resource {
             adopting: None,
             total,
             rate: RateControl::new(self.now),
-            checkpoint: total,
+            checkpoint: (total, self.now),
         });
     }
 
@@ -382,8 +384,11 @@ impl Resource {
             resync
                 .rate
                 .target_progress(now, resync.total.max(left) - left);
-            if left + CHECKPOINT_BYTES <= resync.checkpoint && self.volumes[v].meta.is_idle() {
-                resync.checkpoint = left;
+            let (before, at) = resync.checkpoint;
+            let due = left + CHECKPOINT_BYTES <= before
+                || left < before && now.since(at) >= CHECKPOINT_TIME;
+            if due && self.volumes[v].meta.is_idle() {
+                resync.checkpoint = (left, now);
                 self.commit(v, true, None);
             }
         }

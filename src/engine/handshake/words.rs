@@ -76,7 +76,8 @@ fn sync(source: &Side, target: &Side, ctx: &Context, judgement: &Judgement) -> S
         ),
         Rule::Survivor | Rule::CrashedPrimary => crash(source, target, ctx),
         Rule::Reconnect => format!(
-            "only the link between {s} and {t} was lost, with writes under way; {}",
+            "{s} and {t} have shared their data since, neither was restarted, and some blocks are \
+             marked; {}",
             chosen(source, target)
         ),
         Rule::LeftoverBits => format!(

@@ -1,0 +1,56 @@
+//! Numbers that repeat: everything random in a test comes from its seed, which every failure names.
+
+/// SplitMix64.
+#[derive(Debug, Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0 up to and without `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// `start` up to and without `end`.
+    pub fn between(&mut self, start: u64, end: u64) -> u64 {
+        start + self.below(end - start)
+    }
+
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let word = self.next().to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}
+
+/// How often each story is told, each time with another seed.
+pub const ROUNDS: u64 = 20;
+
+/// Runs `story` with [`ROUNDS`] seeds, or the one in `TWINBLK_SEED`. A panic names the seed.
+pub fn each_seed(story: impl Fn(u64)) {
+    let one = std::env::var("TWINBLK_SEED").ok();
+    let seeds: Vec<u64> = match one {
+        Some(text) => vec![text.parse().expect("TWINBLK_SEED is a number")],
+        None => (1..=ROUNDS).collect(),
+    };
+    for seed in seeds {
+        let run = std::panic::AssertUnwindSafe(|| story(seed));
+        if let Err(panic) = std::panic::catch_unwind(run) {
+            eprintln!("seed {seed} failed; repeat it with TWINBLK_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// The protocol a seed runs under: all three in turn.
+pub fn protocol(seed: u64) -> &'static str {
+    ["C", "A", "B"][(seed % 3) as usize]
+}

@@ -1,0 +1,15 @@
+//! Stories of two real daemons: nodes die, cables are pulled, roles change, resyncs are interrupted.
+//! Each is told twenty times with seeds that vary protocol, file system, depth and moment.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod both_killed;
+mod commands;
+mod flood;
+mod interrupted_resync;
+mod link_cut;
+mod primary_killed;
+mod roles;
+mod secondary_killed;
+mod split_brain;
