@@ -310,6 +310,7 @@ pub struct Acceptor {
     transcript: Vec<u8>,
     packets: Packets,
     greeted: Option<(PeerHello, Vec<u8>, u16, u64)>,
+    dialler: Option<PeerHello>,
 }
 
 impl Acceptor {
@@ -320,12 +321,13 @@ impl Acceptor {
             transcript: Vec::new(),
             packets: Packets::default(),
             greeted: None,
+            dialler: None,
         }
     }
 
-    /// Who dials, once known (for messages about a failure).
+    /// Who says to dial, once said, for messages about a failure: nothing of it is proved.
     pub fn dialler(&self) -> Option<&PeerHello> {
-        self.greeted.as_ref().map(|g| &g.0)
+        self.dialler.as_ref()
     }
 
     /// Takes bytes from the dialler. `choose` answers as whom to accept it, or why not.
@@ -356,7 +358,10 @@ impl Acceptor {
         };
         match (kind, self.greeted.take()) {
             (HELLO, None) => {
-                let hello: PeerHello = decode(&whole[HEAD..]).map_err(Some)?;
+                // A newer version may say more behind what this one knows.
+                let (hello, _): (PeerHello, _) = postcard::take_from_bytes(&whole[HEAD..])
+                    .map_err(|_| Some(HelloError::Malformed))?;
+                self.dialler = Some(hello.clone());
                 let (min, max) = (hello.version_min, hello.version_max);
                 let version = max.min(VERSION_MAX);
                 if version < min.max(VERSION_MIN) {
@@ -396,7 +401,6 @@ impl Acceptor {
                 let expected = prove(&secret, "dialler", &self.transcript);
                 if !same_proof(&expected, &whole[HEAD..]) {
                     out.extend_from_slice(&refused("the shared secret differs"));
-                    self.greeted = Some((hello, secret, version, features));
                     return Err(Some(HelloError::Secret));
                 }
                 out.extend_from_slice(&packet(READY, &[]));
@@ -408,10 +412,7 @@ impl Acceptor {
                     leftover,
                 }))
             }
-            (REFUSED, greeted) => {
-                self.greeted = greeted;
-                Err(Some(refusal_text(&whole)))
-            }
+            (REFUSED, _) => Err(Some(refusal_text(&whole))),
             _ => Err(Some(HelloError::Malformed)),
         }
     }

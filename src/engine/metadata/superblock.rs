@@ -23,7 +23,8 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-const MAGIC: &[u8; 8] = b"TWINBLKS";
+/// First eight bytes of every copy.
+pub const MAGIC: &[u8; 8] = b"TWINBLKS";
 const CRC_AT: usize = 12;
 const PEERS_AT: usize = 320;
 const PEER_LEN: usize = 32;
