@@ -42,7 +42,7 @@ impl Plan {
     /// Protocol and file system vary with the seed.
     pub fn seeded(seed: u64) -> Self {
         let mut plan = Self::new(super::seeds::protocol(seed));
-        plan.tmpfs = seed % 2 == 0;
+        plan.tmpfs = seed.is_multiple_of(2);
         plan
     }
 }

@@ -62,7 +62,7 @@ fn an_interrupted_resync_goes_on() {
             || stage.nodes[1].log_text(),
         );
         assert!(
-            total >= 24 * MIB && total < 32 * MIB,
+            (24 * MIB..32 * MIB).contains(&total),
             "what was missed: {begun:#}"
         );
         let refusal = stage.nodes[1].refused(17, &["primary", "r0"]);
