@@ -1,3 +1,5 @@
+//! Rules between values, and between files: names, addresses, disks, options that depend on others.
+
 use super::*;
 
 /// The sample as another resource with nothing in common with the first.

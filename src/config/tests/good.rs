@@ -1,3 +1,5 @@
+//! Files that are right, and what comes out of them.
+
 use super::*;
 use crate::config::diff::{How, diff};
 use crate::config::dump::dump;

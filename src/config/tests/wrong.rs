@@ -1,3 +1,5 @@
+//! Files that are wrong: each error with its place, its line and what was meant.
+
 use super::*;
 
 #[test]
