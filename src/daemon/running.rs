@@ -132,6 +132,12 @@ impl Running {
                 for task in lock(&self.tasks).drain(..) {
                     task.abort();
                 }
+                for export in &lock(&self.config).me.exports {
+                    if let config::Export::Unix(path) = export {
+                        // Best effort: a stale one is recognised by the next `up` as well.
+                        let _ = std::fs::remove_file(path);
+                    }
+                }
                 self.ended.send_replace(Some(result));
                 return false;
             }

@@ -322,8 +322,7 @@ impl Resource {
         for key in keys {
             if self.requests.get(key).is_some_and(|r| r.volume == v) {
                 self.gated.retain(|&k| k != key);
-                self.started += 1;
-                self.local_part_done(key, Err(5));
+                self.fail_unstarted(key);
             }
         }
     }

@@ -355,7 +355,11 @@ impl Resource {
 
     /// The peer agreed to part, or could not be asked: part.
     pub(crate) fn leave(&mut self, p: usize) {
-        let reason = "disconnected by an administrator".to_string();
+        let reason = if self.stopping.is_some() {
+            format!("{} is taken down on {}", self.cfg.name, self.cfg.me.name)
+        } else {
+            "disconnected by an administrator".to_string()
+        };
         self.peers[p].want = false;
         if self.role != Role::Primary && self.peers[p].role == Role::Primary {
             for v in 0..self.volumes.len() {

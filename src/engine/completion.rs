@@ -41,6 +41,24 @@ impl Resource {
         self.try_complete(key);
     }
 
+    /// A write that holds its range but was never started, and never will be, gets an error. Unlike
+    /// a failed write it says nothing about the disk.
+    pub(crate) fn fail_unstarted(&mut self, key: RequestKey) {
+        self.started += 1;
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
+        r.local = LocalPart::Failed(errno::EIO);
+        let (volume, lock, buf) = (r.volume, r.lock.take(), r.buf.take());
+        if let Some(buf) = buf {
+            self.out.push(Output::ReleaseBuf(buf));
+        }
+        if let Some(lock) = lock {
+            self.release_lock(volume, lock);
+        }
+        self.try_complete(key);
+    }
+
     /// A read ended.
     pub(crate) fn read_done(&mut self, key: RequestKey, result: Result<(), i32>) {
         let Some(r) = self.requests.remove(key) else {

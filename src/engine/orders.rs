@@ -270,8 +270,7 @@ impl Resource {
             left: 0,
         });
         while let Some(key) = self.gated.pop_front() {
-            self.started += 1;
-            self.local_part_done(key, Err(5));
+            self.fail_unstarted(key);
         }
         if self.role == Role::Primary && self.role_change.is_none() {
             self.demote(None);
@@ -333,7 +332,9 @@ impl Resource {
             peer.dry_run = None;
             peer.want = peer.want_after_dry_run;
             let text = format!("{} could not be reached: {}", peer.name, peer.reason);
-            let refusal = refuse(RefusalKind::Timeout, text, "start the peer and try again");
+            let way_out = "start the peer, or, if it is StandAlone, `twinblk connect` there; then \
+                           try again";
+            let refusal = refuse(RefusalKind::Timeout, text, way_out);
             self.done(id, refusal);
             if !self.peers[p].want {
                 self.leave(p);

@@ -2,8 +2,10 @@
 //! written meanwhile is copied, not the whole disk; both disks end up equal.
 
 use crate::harness::load::{History, Load, wait_for_writes};
+use crate::harness::nbd::Client;
 use crate::harness::seeds::{Rng, each_seed};
 use crate::harness::stage::{Plan, Stage};
+use std::time::Duration;
 
 /// Dead peers are found by time: short times for a short test.
 pub(crate) const IMPATIENT: &str =
@@ -52,5 +54,47 @@ fn the_cable_is_pulled_under_load_and_put_back() {
         let content = stage.stop_and_compare();
         let written = content.len().min(32 << 20);
         history.lock().unwrap().judge_blocks(&content[..written]);
+    });
+}
+
+/// The cable is pulled, and the Primary dies before it has given its peer up: what it confirmed until
+/// then, under B and C, the survivor has.
+#[test]
+fn the_primary_dies_before_it_knows_that_the_cable_is_pulled() {
+    each_seed(|seed| {
+        let mut rng = Rng(seed ^ 0xdead);
+        let mut plan = Plan::seeded(seed);
+        plan.namespaces = true;
+        plan.net = IMPATIENT.into();
+        plan.tmpfs = true;
+        let mut stage = Stage::in_sync(plan);
+        let size = stage.nodes[0].data_size();
+        let history = History::new(seed, size);
+        let depth = 1 + rng.below(48) as usize;
+        let load = Load::start(&stage.nodes[0].export, &history, seed, depth);
+        wait_for_writes(&history, 50 + rng.below(200) as usize);
+        stage.cable.as_ref().unwrap().cut();
+        // Time for a wrong confirmation to show; the peer is given up only after seconds.
+        std::thread::sleep(Duration::from_millis(200 + rng.below(300)));
+        assert_eq!(stage.nodes[0].ok(&["cstate", "r0"]).trim(), "Connected");
+        stage.nodes[0].kill();
+        load.broken();
+        let bravo = &stage.nodes[1];
+        bravo.wait("the peer is lost", |s| {
+            s["peers"][0]["connection"] != "Connected"
+        });
+        bravo.ok(&["primary", "r0"]);
+        let mut client = Client::unix(&bravo.export).expect("bravo serves");
+        let content = client.read_all().expect("reads");
+        client.disconnect();
+        history
+            .lock()
+            .unwrap()
+            .judge_prefix(&content, stage.plan.protocol != "A");
+        stage.cable.as_ref().unwrap().mend();
+        stage.nodes[0].start();
+        stage.wait_in_sync();
+        let content = stage.stop_and_compare();
+        history.lock().unwrap().judge_blocks(&content);
     });
 }

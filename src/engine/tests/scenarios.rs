@@ -538,3 +538,24 @@ fn a_dry_run_tells_and_changes_nothing() {
     assert_eq!(pair.connection(0), ConnState::StandAlone, "as before");
     assert_eq!(pair.disk(1), DiskState::Outdated, "as before");
 }
+
+#[test]
+fn a_stop_answers_what_waits_and_blames_no_disk() {
+    each(|seed, protocol| {
+        let mut pair = Pair::in_sync(seed, protocol);
+        pair.cut();
+        // It waits for the new generation, which the stop does not wait for.
+        let tag = pair.submit_write(0, 0, 4096, 0xaa);
+        pair.order(0, Command::Stop { force: true })
+            .expect("it is forced");
+        let result = pair.nodes[0].replies.get(&tag).cloned();
+        assert!(result.is_some(), "answered: {}", pair.dump());
+        assert!(pair.nodes[0].stopped);
+        assert!(!pair.logged(0, "out of use"), "{}", pair.dump());
+        pair.crash(0);
+        pair.cable = true;
+        pair.start(0);
+        pair.settle();
+        pair.expect_in_sync();
+    });
+}
