@@ -167,3 +167,50 @@ fn decisions_are_listed() {
         );
     }
 }
+
+/// A part of `deny.toml` between brackets.
+fn listed(text: &str, key: &str) -> Vec<String> {
+    let list = text.split_once(&format!("{key} = [")).expect("the list").1;
+    let list = list.split("\n]").next().expect("its end");
+    list.lines()
+        .filter_map(|line| line.split('"').nth(1))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What `cargo deny check licenses bans` checks, also where that program is not installed.
+#[test]
+fn licences_are_allowed_and_dead_ends_are_not_there() {
+    let rules = std::fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+    let (allowed, banned) = (listed(&rules, "allow"), listed(&rules, "deny"));
+    assert!(allowed.len() > 3 && banned.len() > 2);
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "Cargo.lock is up to date");
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for package in metadata["packages"].as_array().expect("packages") {
+        let name = package["name"].as_str().expect("a name");
+        assert!(!banned.iter().any(|b| b == name), "{name} is banned");
+        let licence = package["license"].as_str().unwrap_or("none");
+        let good = licence.replace('/', " OR ").split(" OR ").any(|choice| {
+            let choice = choice.trim().trim_matches(['(', ')']);
+            choice.split(" AND ").all(|part| {
+                allowed
+                    .iter()
+                    .any(|a| a == part.trim().trim_matches(['(', ')']))
+            })
+        });
+        // Alternatives for other systems than ours do not count; everything else must be allowed.
+        let foreign = name.starts_with("windows") || name.starts_with("wasi") || name == "r-efi";
+        assert!(good || foreign, "{name}: {licence}");
+        let ours = package["source"].is_null();
+        let registry = package["source"]
+            .as_str()
+            .unwrap_or("")
+            .starts_with("registry+");
+        assert!(ours || registry, "{name} comes from {}", package["source"]);
+    }
+}

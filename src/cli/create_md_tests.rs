@@ -1,3 +1,5 @@
+//! create-md: what it writes, what it refuses, what it says.
+
 use super::*;
 use crate::cli::dump_md;
 use std::process::Command;

@@ -1,3 +1,5 @@
+//! Signatures are found on what the real programs (mkfs and the like) write.
+
 use super::*;
 use std::process::Command;
 

@@ -1,3 +1,5 @@
+//! Generations: what each event does to the UUIDs.
+
 use super::{Generations, is_created, same};
 use crate::ids::NodeId;
 use crate::metadata::{HISTORY, UUID_JUST_CREATED};

@@ -1,3 +1,5 @@
+//! The overlap lock against a slow and simple model, and its fairness.
+
 use super::{Acquired, LockId, Mode, OverlapLock, class_of, reach};
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, any, prop, prop_assert_eq, prop_oneof, proptest,
