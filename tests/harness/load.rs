@@ -202,10 +202,28 @@ pub struct Load {
 impl Load {
     /// `depth` requests in flight.
     pub fn start(export: &Path, history: &Arc<Mutex<History>>, seed: u64, depth: usize) -> Self {
+        Self::limited(export, history, seed, depth, usize::MAX)
+    }
+
+    /// Exactly `count` writes, all confirmed.
+    pub fn burst(export: &Path, history: &Arc<Mutex<History>>, seed: u64, count: usize) {
+        let load = Self::limited(export, history, seed, 16, count);
+        let result = load.thread.join().expect("the load thread");
+        result.expect("every write succeeds");
+    }
+
+    fn limited(
+        export: &Path,
+        history: &Arc<Mutex<History>>,
+        seed: u64,
+        depth: usize,
+        count: usize,
+    ) -> Self {
         let client = Client::unix(export).expect("the export takes clients");
         let stop = Arc::new(AtomicBool::new(false));
         let (history, told) = (Arc::clone(history), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || drive(client, &history, &told, seed, depth));
+        let thread =
+            std::thread::spawn(move || drive(client, &history, &told, seed, (depth, count)));
         Self { stop, thread }
     }
 
@@ -233,7 +251,7 @@ fn drive(
     history: &Mutex<History>,
     stop: &AtomicBool,
     seed: u64,
-    depth: usize,
+    (depth, mut left): (usize, usize),
 ) -> std::io::Result<()> {
     const FLUSH_COOKIE: u64 = u64::MAX;
     let mut rng = Rng(seed ^ 0x10ad);
@@ -241,7 +259,7 @@ fn drive(
     let mut flushing = false;
     let blocks = history.lock().expect("whole").blocks();
     loop {
-        while flying.len() < depth && !stop.load(Ordering::Relaxed) {
+        while flying.len() < depth && left > 0 && !stop.load(Ordering::Relaxed) {
             let most = if rng.below(8) == 0 { 64 } else { 4 };
             let count = 1 + rng.below(most);
             let first = rng.below(blocks - count);
@@ -249,6 +267,7 @@ fn drive(
             if flying.iter().any(overlaps) {
                 continue;
             }
+            left -= 1;
             let zero = rng.below(16) == 0;
             let mut history = history.lock().expect("whole");
             let written = history.begin(first, count, zero);
