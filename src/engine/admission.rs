@@ -43,8 +43,7 @@ impl Resource {
             if !self.volumes[volume].is_up_to_date() {
                 // The disk went out of use while the write waited.
                 self.gated.pop_front();
-                self.started += 1;
-                self.local_part_done(key, Err(crate::request::errno::EIO));
+                self.fail_unstarted(key);
                 continue;
             }
             if self.gate_closed().is_some() {

@@ -257,9 +257,7 @@ impl Resource {
     fn end_dry_run(&mut self, p: usize, decisions: &[Decision]) {
         let text = self.describe_decisions(p, decisions);
         let peer = &mut self.peers[p];
-        let reason = if let Some((id, _)) = peer.dry_run.take() {
-            // Whether a link was wanted before the dry run is what `want_after_dry_run` kept.
-            peer.want = core::mem::take(&mut peer.want_after_dry_run);
+        let reason = if let Some(id) = peer.end_dry_run() {
             self.out.push(Output::CommandDone {
                 id,
                 result: Ok(text),
@@ -412,7 +410,10 @@ impl Resource {
                 continue;
             }
             self.adopt_size(v, &params.volumes[v]);
-            self.peers[p].volumes[v].start = SyncStart::default();
+            self.peers[p].volumes[v].start = SyncStart {
+                peer_current: fact.current,
+                ..SyncStart::default()
+            };
             match decision.direction {
                 Direction::None => self.agreed_without_resync(p, v, fact.disk, decision),
                 Direction::Source => {

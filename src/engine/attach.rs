@@ -266,7 +266,8 @@ impl Resource {
                     if flags.is_some_and(|f| f.contains(MdFlags::WAS_UP_TO_DATE)) {
                         self.set_disk(v, DiskState::UpToDate, text.to_string());
                     }
-                    if self.volumes.iter().all(|v| v.meta.is_idle()) {
+                    let this = |w: &Waiter| matches!(w, Waiter::Renegotiate(i, _) if *i == id);
+                    if !self.volumes.iter().any(|v| v.meta.has_waiter(this)) {
                         self.done(id, Ok(text.to_string()));
                         self.renegotiate(text);
                     }

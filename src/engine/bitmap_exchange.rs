@@ -7,6 +7,7 @@
 //! * from the decision on until the target is ready, writes on the source set bits and are not sent.
 
 use crate::event::{DiskState, ReplState};
+use crate::generations::same;
 use crate::handshake::{Amount, Decision};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, SendBody};
@@ -130,8 +131,7 @@ impl Resource {
             match (pv.replication, pv.start.peer_base) {
                 (ReplState::WFBitMapS, _) => {
                     pv.start.committing = true;
-                    let fresh = self.rng.uuid();
-                    self.volumes[v].generations.begin_source(node, fresh);
+                    self.name_resync(p, v);
                 }
                 (ReplState::WFBitMapT, Some(base)) => {
                     pv.start.committing = true;
@@ -144,6 +144,24 @@ impl Resource {
                 _ => continue,
             }
             self.commit(v, true, Some(Waiter::ResyncReady(node, link)));
+        }
+    }
+
+    /// Source: gives the peer's bitmap the generation it is relative to. If the peer has the current
+    /// one, the source begins a new one first, and no write is answered until that is on the disk:
+    /// from here on there are writes the peer does not get.
+    fn name_resync(&mut self, p: usize, v: usize) {
+        let node = self.peers[p].node;
+        let fresh = self.rng.uuid();
+        let theirs = self.peers[p].volumes[v].start.peer_current;
+        let volume = &mut self.volumes[v];
+        let shared = same(theirs, volume.generations.current);
+        if shared && !volume.generations.is_just_created() {
+            volume.generations.part_from(node, fresh);
+            volume.bump_running = true;
+            self.commit(v, true, Some(Waiter::NewGeneration));
+        } else {
+            volume.generations.begin_source(node, fresh);
         }
     }
 

@@ -21,6 +21,25 @@ use twinblk_protocol::control::{Change, Message};
 impl Resource {
     /// Asks a peer.
     pub(crate) fn ask(&mut self, p: usize, what: AskedWhat, change: Change) {
+        let open = self.peers[p].link.as_mut().and_then(|l| l.asked.take());
+        if let Some(open) = open {
+            // One question at a time. Parting does not wait for another answer; all else does.
+            let text = "another change is being agreed with the peer";
+            let new = Asked {
+                what,
+                ..open.clone()
+            };
+            if what != AskedWhat::Disconnect {
+                if let Some(link) = &mut self.peers[p].link {
+                    link.asked = Some(open);
+                }
+                return self.asked_failed(p, &new, RefusalKind::State, text);
+            }
+            if open.what != AskedWhat::Disconnect {
+                let text = "the connection is being ended";
+                self.asked_failed(p, &open, RefusalKind::State, text);
+            }
+        }
         self.next_tid += 1;
         let tid = self.next_tid;
         let deadline = self.now + self.consent_time();
@@ -215,7 +234,8 @@ impl Resource {
             self.set_disk(v, DiskState::UpToDate, reason);
         }
         // With several volumes the reply goes with the last one's commit.
-        let more = self.volumes.iter().any(|v| !v.meta.is_idle());
+        let this = |w: &Waiter| matches!(w, Waiter::PeerChange(_, _, t) if *t == tid);
+        let more = self.volumes.iter().any(|v| v.meta.has_waiter(this));
         if !more {
             self.reply(p, tid, None);
             self.tell_state();

@@ -37,6 +37,7 @@ impl Resource {
         peer.link = Some(Link {
             number: peer.links,
             phase: Phase::Params,
+            up_since: self.now,
             frozen_at: None,
             params: None,
             my_facts: None,
@@ -355,10 +356,11 @@ impl Resource {
         let peer = &self.peers[p];
         let Some(link) = &peer.link else { return };
         let handshake_limit = (self.cfg.options.ping_timeout * 4).max(Duration::from_secs(10));
-        if link
-            .frozen_at
-            .is_some_and(|at| now.since(at) >= handshake_limit)
-        {
+        let waits_since = match link.phase {
+            Phase::Params => Some(link.up_since),
+            _ => link.frozen_at,
+        };
+        if waits_since.is_some_and(|at| now.since(at) >= handshake_limit) {
             let text = format!("{} did not finish the handshake in time", peer.name);
             return self.close_link(p, ConnState::Timeout, text);
         }
@@ -400,7 +402,11 @@ impl Resource {
             Some((_, at)) => at + options.ping_timeout,
             None => link.last_received + limit,
         };
-        if let Some(at) = link.frozen_at {
+        let waits_since = match link.phase {
+            Phase::Params => Some(link.up_since),
+            _ => link.frozen_at,
+        };
+        if let Some(at) = waits_since {
             next = next.min(at + (options.ping_timeout * 4).max(Duration::from_secs(10)));
         }
         if options.ko_count > 0 {

@@ -145,6 +145,18 @@ impl Generations {
         }
     }
 
+    /// A resync starts to a peer that has this very generation, and yet lacks what is marked (after a
+    /// crash, or because its copy was declared worthless). From now on it is the one that is behind:
+    /// this copy goes on as `fresh`, the peer stays at the old generation, which its bits are
+    /// relative to. Otherwise a write that the peer does not get would leave no trace in the
+    /// generations, and a crash could make the peer the source.
+    pub fn part_from(&mut self, peer: NodeId, fresh: u64) {
+        let (old, primary) = (self.current, self.current & PRIMARY_BIT != 0);
+        self.clear_slot(peer);
+        self.set_current(fresh, primary);
+        self.bitmap[peer.slot()] = old & !PRIMARY_BIT;
+    }
+
     /// A resync to this peer starts: makes sure its bitmap is relative to a generation that names
     /// this resync, so that it can go on by bitmap after an interruption. An existing base is
     /// kept; `fresh` is used if there is none, or none a target could have as its current UUID.

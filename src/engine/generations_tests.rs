@@ -200,6 +200,10 @@ enum Step {
         peer: u8,
         fresh: u64,
     },
+    PartFrom {
+        peer: u8,
+        fresh: u64,
+    },
     BeginTarget {
         peer: u8,
         base: u64,
@@ -242,6 +246,7 @@ fn step() -> impl Strategy<Value = Step> {
         (real(), nodes()).prop_map(|(fresh, peers)| Step::Force { fresh, peers }),
         (real(), nodes()).prop_map(|(current, absent)| Step::Follow { current, absent }),
         (0u8..16, real()).prop_map(|(peer, fresh)| Step::BeginSource { peer, fresh }),
+        (0u8..16, real()).prop_map(|(peer, fresh)| Step::PartFrom { peer, fresh }),
         (0u8..16, real()).prop_map(|(peer, base)| Step::BeginTarget { peer, base }),
         (0u8..16, real(), prop::collection::vec(uuid(), 0..24)).prop_map(
             |(peer, current, history)| Step::Adopt {
@@ -283,6 +288,14 @@ fn apply(g: &mut Generations, step: &Step) {
         Step::Force { fresh, peers } => g.force_new_current(*fresh, ids(peers)),
         Step::Follow { current, absent } => g.follow(*current, ids(absent)),
         Step::BeginSource { peer, fresh } => g.begin_source(NodeId(*peer), *fresh),
+        Step::PartFrom { peer, fresh } => {
+            // As the engine uses it: for a real generation, with one nobody has seen.
+            if !g.is_just_created() && !same(g.current, *fresh) {
+                let old = g.current & !1;
+                g.part_from(NodeId(*peer), *fresh);
+                assert!(same(g.current, *fresh) && g.base_for(NodeId(*peer)) == old);
+            }
+        }
         Step::BeginTarget { peer, base } => {
             g.begin_target(NodeId(*peer), *base);
             assert!(same(g.current, *base));

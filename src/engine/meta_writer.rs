@@ -54,6 +54,11 @@ impl<W> MetaWriter<W> {
         self.next_waiters.extend(waiter);
     }
 
+    /// Somebody like this waits for a commit.
+    pub(crate) fn has_waiter(&self, like: impl Fn(&W) -> bool) -> bool {
+        self.waiters.iter().chain(&self.next_waiters).any(like)
+    }
+
     /// Nothing is running and nothing is asked for.
     pub(crate) fn is_idle(&self) -> bool {
         self.stage.is_none() && !self.next_wanted

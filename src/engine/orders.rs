@@ -104,9 +104,16 @@ impl Resource {
                 let text = format!("already connected to {}: nothing to do", self.peers[p].name);
                 return self.done(id, Ok(text));
             }
-            self.peers[p].discard_my_data = discard;
-            self.peers[p].dry_run = Some((id, self.now + DRY_RUN_TIME));
-            self.peers[p].want_after_dry_run = self.peers[p].want;
+            let until = self.now + DRY_RUN_TIME;
+            let peer = &mut self.peers[p];
+            if peer.dry_run.is_some() {
+                let text = "another dry run is under way".to_string();
+                let way_out = "wait for its answer, then try again";
+                return self.done(id, refuse(RefusalKind::State, text, way_out));
+            }
+            peer.before_dry_run = (peer.want, peer.discard_my_data);
+            peer.discard_my_data = discard;
+            peer.dry_run = Some((id, until));
             self.want_peer(p);
             return;
         }
@@ -325,12 +332,10 @@ impl Resource {
 
     /// Time limits of orders.
     pub(crate) fn orders_tick(&mut self, p: usize) {
-        if let Some((id, until)) = self.peers[p].dry_run
-            && self.now >= until
+        let peer = &mut self.peers[p];
+        if peer.dry_run.is_some_and(|(_, until)| self.now >= until)
+            && let Some(id) = peer.end_dry_run()
         {
-            let peer = &mut self.peers[p];
-            peer.dry_run = None;
-            peer.want = peer.want_after_dry_run;
             let text = format!("{} could not be reached: {}", peer.name, peer.reason);
             let way_out = "start the peer, or, if it is StandAlone, `twinblk connect` there; then \
                            try again";

@@ -34,6 +34,8 @@ pub(crate) struct Link {
     /// Counts links to this peer; what was started under an older one is stale.
     pub(crate) number: u64,
     pub(crate) phase: Phase,
+    /// When it came up.
+    pub(crate) up_since: Instant,
     /// When the writes were frozen for the handshake.
     pub(crate) frozen_at: Option<Instant>,
     pub(crate) params: Option<Params>,
@@ -80,6 +82,8 @@ pub(crate) enum AskedWhat {
 /// How far the start of a resync of one volume is.
 #[derive(Debug, Default)]
 pub(crate) struct SyncStart {
+    /// The peer's current UUID when both agreed to resync.
+    pub(crate) peer_current: u64,
     /// Own bitmap is sent, or not needed.
     pub(crate) bitmap_sent: bool,
     /// Peer's bitmap is merged, or not needed.
@@ -120,8 +124,8 @@ pub(crate) struct Peer {
     pub(crate) seen_incarnation: u64,
     pub(crate) discard_my_data: bool,
     pub(crate) dry_run: Option<(CommandId, Instant)>,
-    /// What `want` was before a dry run.
-    pub(crate) want_after_dry_run: bool,
+    /// What `want` and `discard_my_data` were before a dry run, which must leave no trace.
+    pub(crate) before_dry_run: (bool, bool),
     pub(crate) log: TransferLog,
     /// Flushes that wait for a barrier's ack: (epoch, request).
     pub(crate) flush_waiters: Vec<(u64, RequestKey)>,
@@ -153,7 +157,7 @@ impl Peer {
             seen_incarnation: 0,
             discard_my_data: false,
             dry_run: None,
-            want_after_dry_run: false,
+            before_dry_run: (false, false),
             log: TransferLog::default(),
             flush_waiters: Vec::new(),
             receiver: EpochReceiver::default(),
@@ -168,6 +172,13 @@ impl Peer {
         ) && self.link.as_ref().is_some_and(|l| l.phase == Phase::Agreed)
             && self.volumes[volume].disk >= DiskState::Inconsistent
             && self.volumes[volume].disk != DiskState::DUnknown
+    }
+
+    /// Ends a dry run: everything is as before it. Answers who ordered it.
+    pub(crate) fn end_dry_run(&mut self) -> Option<CommandId> {
+        let (id, _) = self.dry_run.take()?;
+        (self.want, self.discard_my_data) = self.before_dry_run;
+        Some(id)
     }
 
     /// Connected and agreed.

@@ -344,8 +344,11 @@ impl Resource {
     }
 
     fn peer_disk_told(&mut self, p: usize, v: usize, disk: DiskState) {
+        let lost = |disk| matches!(disk, DiskState::Failed | DiskState::Diskless);
+        let had = !lost(self.peers[p].volumes[v].disk);
         self.set_peer_disk(p, v, disk, "told by the peer");
-        if disk == DiskState::Failed || disk == DiskState::Diskless {
+        // A peer that had no disk when the two met has none to lose: the connection stays.
+        if had && lost(disk) {
             // Unconfirmed writes may be lost with it: treat it as gone, marks and generation
             // included. It comes back through a new handshake.
             let text = "the peer lost its disk".to_string();

@@ -442,7 +442,7 @@ fn invalidate_either_side_syncs_in_full() {
         let refusal = pair
             .order(0, Command::Invalidate)
             .expect_err("it is Primary");
-        assert_eq!(refusal.kind, RefusalKind::InUse);
+        assert_eq!(refusal.kind, RefusalKind::State);
         pair.order(1, Command::Invalidate).expect("invalidate");
         pair.settle();
         pair.expect_in_sync();
@@ -558,4 +558,116 @@ fn a_stop_answers_what_waits_and_blames_no_disk() {
         pair.settle();
         pair.expect_in_sync();
     });
+}
+
+/// Alpha crashed as Primary and is Primary again; some steps into the start of the resync.
+fn crashed_primary_meets_its_peer(seed: u64, protocol: Protocol) -> Pair {
+    let mut pair = Pair::in_sync(seed, protocol);
+    fill(&mut pair, 0, seed);
+    pair.flush(0);
+    pair.settle();
+    pair.cable = false;
+    pair.crash(0);
+    pair.start(0);
+    pair.settle();
+    pair.order(0, Command::Primary { force: false })
+        .expect("alone");
+    pair.cable = true;
+    while pair.connection(0) != ConnState::Connected {
+        if !pair.step() {
+            pair.pass_time();
+        }
+    }
+    for _ in 0..seed % 40 {
+        pair.step();
+    }
+    pair
+}
+
+#[test]
+fn a_write_at_the_start_of_a_resync_survives_the_next_crash() {
+    for seed in 1..200 {
+        for protocol in [Protocol::A, Protocol::B, Protocol::C] {
+            let mut pair = crashed_primary_meets_its_peer(seed, protocol);
+            let data = [0xee; 4096];
+            let tag = pair.submit(0, RequestKind::Write, 40_960, &data, 4096, true);
+            pair.wait_reply(0, tag).expect("a write succeeds");
+            pair.crash(0);
+            pair.start(0);
+            pair.settle();
+            for n in 0..2 {
+                let byte = pair.content(n)[40_960];
+                assert_eq!(byte, 0xee, "seed {seed} {protocol:?}: {}", pair.dump());
+            }
+        }
+    }
+}
+
+#[test]
+fn writes_after_a_cut_at_the_start_of_a_resync_survive_or_split() {
+    for seed in 1..200 {
+        let alone = |promote: bool| {
+            let mut pair = crashed_primary_meets_its_peer(seed, Protocol::C);
+            pair.cut();
+            pair.settle();
+            for i in 0..10 {
+                pair.write(0, 40_960 + i * 4096, 4096, 0xee);
+            }
+            pair.flush(0);
+            pair.settle();
+            let target = pair.disk(1);
+            if promote && target == DiskState::UpToDate {
+                pair.order(0, Command::Secondary).expect("demoted");
+                pair.order(1, Command::Primary { force: false })
+                    .expect("promoted");
+                pair.write(1, 0, 4096, 0xdd);
+            } else if !promote {
+                pair.crash(0);
+                pair.start(0);
+            }
+            pair.cable = true;
+            pair.settle();
+            (pair, target)
+        };
+        let (pair, _) = alone(false);
+        assert_eq!(
+            pair.content(0)[40_960],
+            0xee,
+            "seed {seed}: {}",
+            pair.dump()
+        );
+        let (pair, target) = alone(true);
+        if target == DiskState::UpToDate {
+            assert_eq!(pair.connection(0), ConnState::StandAlone, "seed {seed}");
+            assert!(
+                pair.logged(0, "split brain"),
+                "seed {seed}: {}",
+                pair.dump()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_leaves_no_order_behind() {
+    let mut pair = Pair::in_sync(3, Protocol::C);
+    pair.cut();
+    pair.settle();
+    pair.order(1, Command::Primary { force: false })
+        .expect("alone");
+    pair.write(0, 0, 4096, 0xaa);
+    pair.write(1, 4096, 4096, 0xbb);
+    pair.order(1, Command::Secondary).expect("no clients");
+    let dry_run = Command::Connect {
+        peer: None,
+        discard_my_data: true,
+        dry_run: true,
+    };
+    let refusal = pair.order(1, dry_run).expect_err("nobody is there");
+    assert_eq!(refusal.kind, RefusalKind::Timeout);
+    let before = pair.content(1).to_vec();
+    pair.cable = true;
+    pair.settle();
+    assert_eq!(pair.connection(1), ConnState::StandAlone, "{}", pair.dump());
+    assert!(pair.content(1) == before, "nothing was discarded");
 }
