@@ -76,7 +76,7 @@ fn text(
     let mut out = String::new();
     for resource in list {
         if !resource.up && !all {
-            return Err(not_up(&resource.name));
+            return Err(not_up(resource));
         }
         let lines = if resource.up {
             show(resource)
@@ -94,13 +94,20 @@ fn text(
     Ok(out)
 }
 
-/// The resource exists and is not started.
-pub(super) fn not_up(name: &str) -> CliError {
-    CliError::new(
-        Code::Other,
-        format!("{name} is not up on this node"),
-        format!("start it with `twinblk up {name}`"),
-    )
+/// The resource exists and is not started, or could not be.
+pub(super) fn not_up(resource: &ResourceStatus) -> CliError {
+    let name = &resource.name;
+    let (reason, way_out) = match &resource.suspended {
+        Some(why) => (
+            format!("{name} is not up on this node: {why}"),
+            format!("mend that, then `twinblk up {name}`"),
+        ),
+        None => (
+            format!("{name} is not up on this node"),
+            format!("start it with `twinblk up {name}`"),
+        ),
+    };
+    CliError::new(Code::Other, reason, way_out)
 }
 
 #[cfg(test)]
@@ -123,6 +130,10 @@ mod tests {
             "twinblk: r0 is not up on this node\n  start it with `twinblk up r0`"
         );
         assert_eq!(error.code, 10);
+        let mut failed = down("r0");
+        failed.suspended = Some("/dev/vg/r0 does not exist".into());
+        let text = text(&[failed], false, disks).unwrap_err().to_string();
+        assert!(text.contains("/dev/vg/r0 does not exist"), "{text}");
     }
 
     #[test]

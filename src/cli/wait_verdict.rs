@@ -34,7 +34,7 @@ pub(super) enum Verdict {
 /// Looks at one resource.
 pub(super) fn verdict(goal: Goal, r: &ResourceStatus) -> Verdict {
     if !r.up {
-        return Verdict::Hopeless(not_up(&r.name));
+        return Verdict::Hopeless(not_up(r));
     }
     if let Some(peer) = r.peers.iter().find(|p| p.connection == "StandAlone") {
         return Verdict::Hopeless(stand_alone(r, peer));

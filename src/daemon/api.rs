@@ -109,9 +109,16 @@ async fn verb(
         serde_json::from_slice(&body)
             .map_err(|e| error("usage", 1, format!("the order cannot be read: {e}"), ""))?
     };
-    carry_out(&supervisor, &name, &verb, &order)
-        .await
-        .map(|text| Json(Answer { text }))
+    // In a task of its own: an order that has begun is carried out to its end, whether or not the
+    // one who gave it stays to hear the answer.
+    let work = tokio::spawn(async move { carry_out(&supervisor, &name, &verb, &order).await });
+    match work.await {
+        Ok(result) => result.map(|text| Json(Answer { text })),
+        Err(e) => {
+            let reason = format!("the order was not finished: {e}");
+            Err(error("other", 10, reason, "look at the daemon's log"))
+        }
+    }
 }
 
 async fn carry_out(

@@ -144,9 +144,14 @@ async fn greet(
 /// As whom a dialler is answered, or why not.
 fn choose(supervisor: &Supervisor, hello: &PeerHello) -> Result<AcceptAs, String> {
     let here = supervisor.node_name();
-    let Ok(config) = supervisor.configured(&hello.resource) else {
-        return Err(format!("{here} has no resource {}", hello.resource));
+    // What runs counts, not what a file may say by now: `adjust` brings the one to the other.
+    let Some(running) = supervisor.running(&hello.resource) else {
+        return Err(match supervisor.configured(&hello.resource) {
+            Ok(config) => format!("{} is not up on {here}", config.name),
+            Err(_) => format!("{here} has no resource {}", hello.resource),
+        });
     };
+    let config = lock(&running.config).clone();
     if config.me.id != hello.wants_node {
         return Err(format!(
             "{here} is node {}, not node {}",
@@ -158,9 +163,6 @@ fn choose(supervisor: &Supervisor, hello: &PeerHello) -> Result<AcceptAs, String
             "{here} knows no node with id {} in {}",
             hello.node_id, config.name
         ));
-    }
-    if supervisor.running(&hello.resource).is_none() {
-        return Err(format!("{} is not up on {here}", hello.resource));
     }
     Ok(AcceptAs {
         node_id: config.me.id,

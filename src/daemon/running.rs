@@ -24,6 +24,8 @@ pub(crate) struct Running {
     /// Listeners and diallers; they end with the resource.
     pub(crate) tasks: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) ended: watch::Sender<Option<Result<(), String>>>,
+    /// Its end is known to the supervisor, which does not list it any more.
+    pub(crate) told: watch::Sender<bool>,
     orders: Mutex<BTreeMap<u64, oneshot::Sender<CommandResult>>>,
     next_order: AtomicU64,
     last_event: Mutex<String>,
@@ -42,6 +44,7 @@ impl Running {
             peers,
             tasks: Mutex::new(Vec::new()),
             ended: watch::Sender::new(None),
+            told: watch::Sender::new(false),
             orders: Mutex::new(BTreeMap::new()),
             next_order: AtomicU64::new(0),
             last_event: Mutex::new(String::new()),

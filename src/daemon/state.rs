@@ -54,7 +54,8 @@ impl StateDir {
             let mut file = File::create(&new)?;
             file.write_all(&serde_json::to_vec(up)?)?;
             file.sync_all()?;
-            std::fs::rename(&new, self.path.join("up.json"))
+            std::fs::rename(&new, self.path.join("up.json"))?;
+            File::open(&self.path)?.sync_all()
         };
         if let Err(e) = write() {
             let path = self.path.display();

@@ -27,6 +27,9 @@ pub(crate) struct Supervisor {
     config: Mutex<Config>,
     state: StateDir,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
+    /// The resources that shall be up, also after a restart: what `up` brought up and no `down`
+    /// took down, whether or not they could be brought back.
+    wanted: Mutex<BTreeSet<String>>,
     /// Why a resource that should be up is not.
     failed: Mutex<BTreeMap<String, String>>,
     pub(crate) events: broadcast::Sender<EventLine>,
@@ -51,6 +54,7 @@ impl Supervisor {
             config: Mutex::new(config),
             state,
             running: Mutex::new(BTreeMap::new()),
+            wanted: Mutex::new(BTreeSet::new()),
             failed: Mutex::new(BTreeMap::new()),
             events: broadcast::Sender::new(EVENT_BACKLOG),
             listening: Mutex::new(BTreeSet::new()),
@@ -80,7 +84,9 @@ impl Supervisor {
 
     /// Brings up what was up when the daemon last ran.
     pub(crate) async fn bring_back(self: &Arc<Self>) {
-        for name in self.state.were_up() {
+        let were_up = self.state.were_up();
+        lock(&self.wanted).clone_from(&were_up);
+        for name in were_up {
             if let Err(e) = self.up(&name).await {
                 tracing::error!(resource = %name, "cannot be brought up: {} {}", e.reason, e.way_out);
                 lock(&self.failed).insert(name, e.reason);
@@ -88,19 +94,20 @@ impl Supervisor {
         }
     }
 
-    /// Names of all resources.
+    /// Names of all resources: those in the files, and those that run although their file is gone.
     pub(crate) fn names(&self) -> Vec<String> {
-        lock(&self.config)
-            .resources
-            .iter()
-            .map(|r| r.name.clone())
-            .collect()
+        let mut names: BTreeSet<String> = lock(&self.running).keys().cloned().collect();
+        names.extend(lock(&self.config).resources.iter().map(|r| r.name.clone()));
+        names.into_iter().collect()
     }
 
     /// A configured resource.
     pub(crate) fn configured(&self, name: &str) -> Result<config::Resource, ErrorBody> {
         if let Some(resource) = lock(&self.config).resource(name) {
             return Ok(resource.clone());
+        }
+        if let Some(running) = self.running(name) {
+            return Ok(lock(&running.config).clone());
         }
         let known = self.names().join(", ");
         let reason = format!("no resource is called {name}; known are: {known}");
@@ -175,30 +182,31 @@ impl Supervisor {
         let mut tasks = peers::dial(&running);
         tasks.extend(exports::serve(&running, exports));
         lock(&running.tasks).append(&mut tasks);
-        self.remember();
+        self.remember(name, true);
         Ok(format!("{name} is up"))
     }
 
     /// `down`.
     pub(crate) async fn down(&self, name: &str, force: bool) -> Result<String, ErrorBody> {
         let _one = self.changing.lock().await;
-        self.configured(name)?;
         let Some(running) = self.running(name) else {
+            self.configured(name)?;
+            lock(&self.failed).remove(name);
+            self.remember(name, false);
             return Ok(format!("{name} is not up"));
         };
         self.stop(&running, force).await?;
-        lock(&self.running).remove(name);
-        self.remember();
+        self.remember(name, false);
         Ok(format!("{name} is down"))
     }
 
     async fn stop(&self, running: &Running, force: bool) -> Result<(), ErrorBody> {
-        let mut ended = running.ended.subscribe();
+        let mut ended = running.told.subscribe();
         let config = lock(&running.config).clone();
         if let Err(refusal) = running.order(Command::Stop { force }, STOP_TIME).await {
             return Err(convert::error(&config, &refusal));
         }
-        let waited = tokio::time::timeout(STOP_TIME, ended.wait_for(Option::is_some)).await;
+        let waited = tokio::time::timeout(STOP_TIME, ended.wait_for(|told| *told)).await;
         if waited.is_err() {
             let reason = format!("{} does not end", config.name);
             return Err(error("timeout", 5, reason, "look at the daemon's log"));
@@ -219,9 +227,16 @@ impl Supervisor {
         }
     }
 
-    fn remember(&self) {
-        self.state
-            .remember(&lock(&self.running).keys().cloned().collect());
+    fn remember(&self, name: &str, up: bool) {
+        let mut wanted = lock(&self.wanted);
+        let changed = if up {
+            wanted.insert(name.to_string())
+        } else {
+            wanted.remove(name)
+        };
+        if changed {
+            self.state.remember(&wanted);
+        }
     }
 
     /// Reads the configuration again. Resources that run keep theirs until `adjust`.
@@ -305,11 +320,13 @@ async fn hear(
             break;
         }
     }
-    if let Some(Err(reason)) = running.ended.borrow().clone() {
+    lock(&supervisor.running).remove(&name);
+    let result = running.ended.borrow().clone();
+    if let Some(Err(reason)) = result {
         tracing::error!(resource = %name, "stopped: {reason}");
         lock(&supervisor.failed).insert(name.clone(), reason);
-        lock(&supervisor.running).remove(&name);
     }
+    running.told.send_replace(true);
 }
 
 async fn open_volumes(config: &config::Resource) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {

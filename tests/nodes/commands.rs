@@ -1,8 +1,10 @@
 //! The commands of an administrator, one after the other, on a real pair.
 
 use crate::harness::nbd::Client;
+use crate::harness::seeds::Rng;
 use crate::harness::stage::{Plan, Stage};
 use serde_json::Value;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -195,6 +197,44 @@ fn a_daemon_that_is_restarted_brings_back_what_was_up() {
     let text = stage.nodes[1].refused(10, &["role", "r0"]);
     assert!(text.contains("twinblk up r0"), "{text}");
     stage.nodes[1].ok(&["up", "r0"]);
+    stage.wait_in_sync();
+    stage.stop_and_compare();
+}
+
+/// Who gives an order and goes away, or kills the command, leaves no half-done thing behind.
+#[test]
+fn an_order_whose_giver_goes_away_is_carried_out() {
+    let mut stage = Stage::in_sync(Plan::new("C"));
+    let mut random = Rng(7);
+    for _ in 0..20 {
+        let node = &stage.nodes[1];
+        for verb in ["down", "up"] {
+            let mut order = node.command(&[verb, "r0"]).spawn().expect("it runs");
+            std::thread::sleep(Duration::from_millis(random.below(30)));
+            let _ = order.kill();
+            order.wait().expect("a child");
+        }
+        // Whatever came of these two, the next orders find a state they can work with.
+        node.ok(&["down", "r0"]);
+        node.ok(&["up", "r0"]);
+    }
+    stage.wait_in_sync();
+    stage.stop_and_compare();
+}
+
+/// A resource that could not be brought back is not forgotten: the next start tries again.
+#[test]
+fn what_could_not_be_brought_back_is_tried_again_after_the_next_start() {
+    let mut stage = Stage::in_sync(Plan::new("C"));
+    stage.nodes[1].terminate();
+    let (disk, away) = (stage.nodes[1].disk.clone(), stage.path().join("away"));
+    std::fs::rename(&disk, &away).unwrap();
+    stage.nodes[1].start();
+    let text = stage.nodes[1].refused(10, &["role", "r0"]);
+    assert!(text.contains("bravo.img"), "why it is not up: {text}");
+    stage.nodes[1].terminate();
+    std::fs::rename(&away, &disk).unwrap();
+    stage.nodes[1].start();
     stage.wait_in_sync();
     stage.stop_and_compare();
 }

@@ -68,6 +68,9 @@ fn an_interrupted_resync_goes_on() {
         let refusal = stage.nodes[1].refused(17, &["primary", "r0"]);
         assert!(refusal.contains("Inconsistent"), "{refusal}");
 
+        let events = stage.nodes[0].events();
+        // Its own first line: from here on nothing is missed.
+        events.wait("the listener", |e| e["kind"] == "role");
         let way = if stage.plan.namespaces { 3 } else { seed % 4 };
         let mut expected = client.read_all().expect("reads");
         match way {
@@ -93,6 +96,9 @@ fn an_interrupted_resync_goes_on() {
                 cable.mend();
             }
         }
+        events.wait("the interruption", |e| {
+            e["kind"] == "replication" && e["to"] == "Off"
+        });
         let again = stage.nodes[0].wait("the resync goes on", |s| resync(s).is_object());
         let left = resync(&again)["total"].as_u64().unwrap();
         assert!(
