@@ -3,6 +3,7 @@
 
 use crate::ids::NodeId;
 use crate::resource::Resource;
+use crate::role::Step;
 use crate::volume::Waiter;
 use alloc::vec::Vec;
 
@@ -15,7 +16,10 @@ impl Resource {
         if self.peers.iter().any(|p| p.freezes()) {
             return Some("a peer is connecting: the generations are being compared");
         }
-        if self.role_change.is_some() {
+        // While a demotion drains what clients left behind, that goes on.
+        if let Some(change) = &self.role_change
+            && change.step != Step::Draining
+        {
             return Some("the role is changing");
         }
         if self.volumes.iter().any(|v| v.bump_running) {
@@ -40,8 +44,8 @@ impl Resource {
                 continue;
             };
             let volume = request.volume;
-            if !self.volumes[volume].is_up_to_date() {
-                // The disk went out of use while the write waited.
+            if !self.volumes[volume].is_up_to_date() || self.stopping.is_some() {
+                // The disk went out of use while the write waited, or the resource is going down.
                 self.gated.pop_front();
                 self.fail_unstarted(key);
                 continue;

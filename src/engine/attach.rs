@@ -125,6 +125,10 @@ impl Resource {
     /// Begins commits that are asked for and possible.
     pub(crate) fn run_commits(&mut self) {
         for v in 0..self.volumes.len() {
+            if self.volumes[v].meta.is_hopeless() {
+                let waiters = self.volumes[v].meta.fail();
+                self.commit_failed(v, waiters, "the disk has failed");
+            }
             let Some(pages) = self.volumes[v].meta.wants_begin() else {
                 continue;
             };
@@ -278,9 +282,20 @@ impl Resource {
 
     /// Metadata that cannot be written cannot keep any promise: the disk is out of use.
     fn metadata_failed(&mut self, v: usize, errno: i32) {
-        let waiters = self.volumes[v].meta.fail();
         self.disk_failed(v, errno, "writing metadata");
-        self.commit_failed(v, waiters, "the metadata cannot be written");
+    }
+
+    /// A disk reported an error: out of use until an administrator attaches it again. Nothing more
+    /// is written to its metadata, so that the next attach finds what a crash would have left.
+    pub(crate) fn disk_failed(&mut self, v: usize, errno: i32, doing: &str) {
+        if self.volumes[v].disk == DiskState::Failed {
+            return;
+        }
+        let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
+        self.set_disk(v, DiskState::Failed, reason.clone());
+        self.tell_state();
+        let waiters = self.volumes[v].meta.fail();
+        self.commit_failed(v, waiters, &reason);
     }
 
     fn commit_failed(&mut self, v: usize, waiters: Vec<Waiter>, reason: &str) {
@@ -298,7 +313,9 @@ impl Resource {
                     }
                     self.release_held();
                 }
-                Waiter::Promoted | Waiter::Demoted => self.fail_role_change(reason),
+                Waiter::Promoted => self.fail_role_change(reason),
+                // Its disk says Primary for ever; that this node is not is told to the peers.
+                Waiter::Demoted => self.demoted(),
                 Waiter::Stopped => self.stop_written(),
                 Waiter::Renegotiate(id, _) => {
                     let refusal = crate::command::Refusal {
@@ -308,10 +325,12 @@ impl Resource {
                     };
                     self.done(id, Err(refusal));
                 }
-                Waiter::Attached
-                | Waiter::ResyncReady(..)
-                | Waiter::ResyncAdopted(..)
-                | Waiter::PeerChange(..) => {}
+                Waiter::PeerChange(node, link, tid) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.reply(p, tid, Some(reason.to_string()));
+                    }
+                }
+                Waiter::Attached | Waiter::ResyncReady(..) | Waiter::ResyncAdopted(..) => {}
             }
         }
         self.fail_gated(v);

@@ -80,7 +80,7 @@ impl Resource {
         }
     }
 
-    fn reply(&mut self, p: usize, tid: u64, refusal: Option<String>) {
+    pub(crate) fn reply(&mut self, p: usize, tid: u64, refusal: Option<String>) {
         self.send_message(p, Channel::Data, &Message::PrepareReply { tid, refusal });
     }
 

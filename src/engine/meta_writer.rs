@@ -4,7 +4,11 @@
 //! Invariants:
 //! * the superblock of a commit is the picture taken when the commit began; what changes later is
 //!   in the next commit, so that no flag can reach the disk before the pages it promises;
-//! * a waiter is told only when its commit is stable on the disk.
+//! * a waiter is told only when its commit is stable on the disk;
+//! * once the disk has failed nothing is written any more: what the disk holds then is what a crash
+//!   at that moment would have left, and the next attach takes it as just that. In particular a
+//!   Primary that is demoted after its disk failed still counts as crashed on that disk, and marks
+//!   that did not reach the disk cannot be followed by a commit that claims they did.
 
 use crate::metadata::BLOCK;
 use alloc::boxed::Box;
@@ -31,6 +35,8 @@ pub(crate) struct MetaWriter<W> {
     next_wanted: bool,
     next_pages: bool,
     next_waiters: Vec<W>,
+    /// The disk failed: no commit until it is attached anew.
+    failed: bool,
 }
 
 impl<W> Default for MetaWriter<W> {
@@ -42,6 +48,7 @@ impl<W> Default for MetaWriter<W> {
             next_wanted: false,
             next_pages: false,
             next_waiters: Vec::new(),
+            failed: false,
         }
     }
 }
@@ -59,6 +66,11 @@ impl<W> MetaWriter<W> {
         self.waiters.iter().chain(&self.next_waiters).any(like)
     }
 
+    /// Commits are asked for that can never be: [`Self::fail`] tells whose.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.failed && self.next_wanted
+    }
+
     /// Nothing is running and nothing is asked for.
     pub(crate) fn is_idle(&self) -> bool {
         self.stage.is_none() && !self.next_wanted
@@ -66,7 +78,7 @@ impl<W> MetaWriter<W> {
 
     /// If a commit can begin now: whether pages are to be written. Call [`Self::begin`] next.
     pub(crate) fn wants_begin(&self) -> Option<bool> {
-        (self.stage.is_none() && self.next_wanted).then_some(self.next_pages)
+        (self.stage.is_none() && self.next_wanted && !self.failed).then_some(self.next_pages)
     }
 
     /// Begins the commit with this picture of the superblock.
@@ -93,18 +105,21 @@ impl<W> MetaWriter<W> {
 
     /// The flush is done, or there were no pages: the superblock to write now.
     pub(crate) fn superblock_due(&mut self) -> Option<(u64, Box<[u8; BLOCK]>)> {
+        let superblock = self.superblock.take()?;
         self.stage = Some(Stage::Superblock);
-        self.superblock.take()
+        Some(superblock)
     }
 
     /// The superblock is stable: who waited for it.
     pub(crate) fn committed(&mut self) -> Vec<W> {
+        // The completion of a commit that was given up names nobody: `fail` has told them.
         self.stage = None;
         core::mem::take(&mut self.waiters)
     }
 
     /// The metadata cannot be written any more: everybody who waits.
     pub(crate) fn fail(&mut self) -> Vec<W> {
+        self.failed = true;
         self.stage = None;
         self.superblock = None;
         self.next_wanted = false;

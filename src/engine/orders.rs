@@ -279,9 +279,6 @@ impl Resource {
         while let Some(key) = self.gated.pop_front() {
             self.fail_unstarted(key);
         }
-        if self.role == Role::Primary && self.role_change.is_none() {
-            self.demote(None);
-        }
     }
 
     /// Drives a stop: demote → part → write → out.
@@ -289,8 +286,12 @@ impl Resource {
         let Some(stopping) = &self.stopping else {
             return;
         };
-        if self.role_change.is_some() || self.role == Role::Primary {
+        if self.role_change.is_some() {
             return;
+        }
+        if self.role == Role::Primary {
+            // Also after a promotion that was under way when the order came.
+            return self.demote(None);
         }
         if !stopping.parted {
             if let Some(stopping) = &mut self.stopping {

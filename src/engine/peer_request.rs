@@ -4,7 +4,6 @@
 //! arrival → written → acknowledged as the protocol asks → counted in its epoch, whose barrier is
 //! acknowledged once everything in it is flushed.
 
-use crate::event::DiskState;
 use crate::ids::{BufId, VolumeId};
 use crate::input::Body;
 use crate::output::{Channel, Output, SendBody, ZeroMode};
@@ -300,15 +299,5 @@ impl Resource {
     /// Nothing a peer sent is unfinished.
     pub(crate) fn receivers_idle(&self) -> bool {
         self.peer_requests.len() == 0 && self.peers.iter().all(|p| p.receiver.is_idle())
-    }
-
-    /// A data disk reported an error: out of use until an administrator attaches it again.
-    pub(crate) fn disk_failed(&mut self, volume: usize, errno: i32, doing: &str) {
-        if self.volumes[volume].disk == DiskState::Failed {
-            return;
-        }
-        let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
-        self.set_disk(volume, DiskState::Failed, reason);
-        self.tell_state();
     }
 }

@@ -311,7 +311,8 @@ impl Resource {
         }
     }
 
-    /// Target: adopts the source's generations once everything before is on the disk and flushed.
+    /// Target: adopts the source's generations. The resynced blocks are on the disk and flushed: a
+    /// bit falls only with the flush of its epoch, and none is left.
     pub(crate) fn try_adopt(&mut self, p: usize) {
         let node = self.peers[p].node;
         let Some(link) = self.peers[p].link_number() else {

@@ -98,6 +98,33 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
+    /// How many metadata and data operations succeed before some fail.
+    pub(crate) faults: [Option<Fault>; 2],
+}
+
+/// Operations that fail: after so many good ones, so many bad ones.
+#[derive(Clone, Copy)]
+pub(crate) struct Fault {
+    pub(crate) after: u64,
+    pub(crate) bad: u64,
+}
+
+impl Node {
+    /// Whether the next metadata (0) or data (1) operation works.
+    fn outcome(&mut self, kind: usize) -> Result<(), i32> {
+        let Some(fault) = &mut self.faults[kind] else {
+            return Ok(());
+        };
+        if fault.after > 0 {
+            fault.after -= 1;
+            return Ok(());
+        }
+        if fault.bad == 0 {
+            return Ok(());
+        }
+        fault.bad -= 1;
+        Err(5)
+    }
 }
 
 /// One direction of one socket.
@@ -166,6 +193,7 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
+                faults: [None; 2],
             }
         };
         let options = Options {
@@ -341,10 +369,13 @@ impl Pair {
                     offset + u64::from(len) <= layout().data_size,
                     "data stay in the data area"
                 );
-                node.disk.write(offset, &data, fua);
+                let result = node.outcome(1);
+                if result.is_ok() {
+                    node.disk.write(offset, &data, fua);
+                }
                 let done = DiskDone {
                     op,
-                    result: Ok(()),
+                    result,
                     zero: false,
                     buf: None,
                 };
@@ -368,10 +399,13 @@ impl Pair {
                 node.completions.push(Input::Disk(done));
             }
             Output::DiskFlush { op, .. } => {
-                node.disk.flush();
+                let result = node.outcome(1);
+                if result.is_ok() {
+                    node.disk.flush();
+                }
                 let done = DiskDone {
                     op,
-                    result: Ok(()),
+                    result,
                     zero: false,
                     buf: None,
                 };
@@ -388,12 +422,18 @@ impl Pair {
                     offset >= layout().data_size,
                     "metadata stay in the metadata area"
                 );
-                node.disk.write(offset, &data, fua);
-                node.completions.push(Input::Meta { op, result: Ok(()) });
+                let result = node.outcome(0);
+                if result.is_ok() {
+                    node.disk.write(offset, &data, fua);
+                }
+                node.completions.push(Input::Meta { op, result });
             }
             Output::MetaFlush { op, .. } => {
-                node.disk.flush();
-                node.completions.push(Input::Meta { op, result: Ok(()) });
+                let result = node.outcome(0);
+                if result.is_ok() {
+                    node.disk.flush();
+                }
+                node.completions.push(Input::Meta { op, result });
             }
             Output::Send {
                 channel,
