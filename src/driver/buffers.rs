@@ -75,6 +75,8 @@ pub(crate) struct Pool {
     used_pages: usize,
     /// Pages became free since this was last cleared.
     pub(crate) freed: bool,
+    /// Nothing is in flight and nothing will be.
+    quiet: bool,
 }
 
 impl Pool {
@@ -117,6 +119,7 @@ impl Pool {
             ],
             used_pages: 0,
             freed: false,
+            quiet: false,
         })
     }
 
@@ -213,6 +216,11 @@ impl Pool {
         self.freed |= line.len() != before;
     }
 
+    /// Somebody stands in line.
+    pub(crate) fn has_line(&self, class: Class) -> bool {
+        !self.parts[class as usize].line.is_empty()
+    }
+
     /// One more hold on a buffer.
     pub(crate) fn hold(&mut self, buf: BufId) {
         let first = self.first_page(buf);
@@ -295,6 +303,7 @@ impl Pool {
     /// Declares every buffer free: nothing is in flight and nobody will ask for one again.
     pub(crate) fn forget_all(&mut self) {
         self.used_pages = 0;
+        self.quiet = true;
     }
 
     fn mark(&mut self, first: usize, pages: usize, free: bool) {
@@ -370,8 +379,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // With a buffer in use the kernel may still write to it: leak it then.
-        if self.used_pages == 0 {
+        // The kernel may still write to a buffer, or read the zeroes, which nobody holds: only who
+        // knows that nothing is in flight lets the memory go. After an error it is leaked.
+        if self.quiet && self.used_pages == 0 {
             // SAFETY: the mapping made in `new`, which nothing refers to any more.
             let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.map_len) };
         }

@@ -5,6 +5,8 @@
 //!   buffers; beyond that it stops reading, so nothing grows with a client that floods or does not
 //!   read its answers; all reads but the first of each connection share half of them, so that
 //!   clients that do not take their answers leave room for others;
+//! * a refused write is answered when its payload has been read: clients take an answer for a request
+//!   they have not finished sending as the end of the world;
 //! * a connection that ends early leaves its requests to the engine; their answers are dropped, and
 //!   the export counts as held until the last of them is there.
 
@@ -20,6 +22,7 @@ use std::os::fd::OwnedFd;
 use twinblk_engine::ids::{BufId, ClientId, ReqTag, VolumeId};
 use twinblk_engine::input::{ClientRequest, Input, RequestKind};
 use twinblk_engine::output::ReplyError;
+use twinblk_engine::time::Instant;
 use twinblk_protocol::frame::MAX_PAYLOAD;
 
 /// Staging area of a connection.
@@ -49,8 +52,16 @@ enum Stage {
     Buffer(Ask),
     /// The payload of a write.
     Payload(Ask, BufId),
-    /// The payload of a refused write, to be thrown away.
-    Skip,
+    /// The payload of a refused write, to be thrown away before the answer.
+    Skip(Refusal),
+}
+
+/// An error to answer with.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    cookie: u64,
+    errno: i32,
+    text: &'static str,
 }
 
 /// Where the connection stands.
@@ -81,6 +92,10 @@ pub(crate) struct NbdLink {
     open: usize,
     /// Bytes of buffers they hold.
     held: usize,
+    /// Counts receives and sends that moved bytes.
+    progress: u64,
+    /// What that count was when it was last looked at and found changed.
+    seen: (u64, Instant),
 }
 
 impl NbdLink {
@@ -105,6 +120,8 @@ impl NbdLink {
             state: State::Open,
             open: 0,
             held: 0,
+            progress: 0,
+            seen: (0, Instant::default()),
         }
     }
 
@@ -144,10 +161,11 @@ impl NbdLink {
                     }
                     None => true,
                 },
-                Stage::Skip => {
+                Stage::Skip(refusal) => {
                     let skipped = self.intake.skipped();
                     if skipped {
                         self.stage = Stage::Header;
+                        self.refuse(refusal);
                     }
                     !skipped
                 }
@@ -188,11 +206,12 @@ impl NbdLink {
                 text,
                 skip,
             } => {
-                self.dialect.error(&mut self.queue, cookie, errno, text);
-                if skip > 0 {
-                    self.intake.skip(skip);
-                    self.stage = Stage::Skip;
-                }
+                let refusal = Refusal {
+                    cookie,
+                    errno,
+                    text,
+                };
+                self.refuse_behind(refusal, skip);
             }
             Order::Cache { cookie } => self.dialect.done(&mut self.queue, cookie),
             Order::BlockStatus(ask) => {
@@ -202,13 +221,13 @@ impl NbdLink {
             Order::Request(ask) if ask.needs_buffer() => {
                 let largest = self.share(&core.pool).min(MAX_PAYLOAD as usize);
                 if ask.len as usize > largest {
-                    let text = "the request is larger than this server takes (8 MiB)";
-                    self.dialect
-                        .error(&mut self.queue, ask.cookie, libc::EINVAL, text);
-                    if ask.kind == RequestKind::Write {
-                        self.intake.skip(ask.len);
-                        self.stage = Stage::Skip;
-                    }
+                    let writes = ask.kind == RequestKind::Write;
+                    let refusal = Refusal {
+                        cookie: ask.cookie,
+                        errno: libc::EINVAL,
+                        text: "longer than the maximum block size",
+                    };
+                    self.refuse_behind(refusal, if writes { ask.len } else { 0 });
                 } else {
                     self.stage = Stage::Buffer(ask);
                 }
@@ -223,6 +242,24 @@ impl NbdLink {
         false
     }
 
+    fn refuse(&mut self, refusal: Refusal) {
+        let Refusal {
+            cookie,
+            errno,
+            text,
+        } = refusal;
+        self.dialect.error(&mut self.queue, cookie, errno, text);
+    }
+
+    /// Refuses a request once so many bytes of payload are out of the way.
+    fn refuse_behind(&mut self, refusal: Refusal, payload: u64) {
+        if payload == 0 {
+            return self.refuse(refusal);
+        }
+        self.intake.skip(payload);
+        self.stage = Stage::Skip(refusal);
+    }
+
     /// Bytes of buffers one connection may hold.
     fn share(&self, pool: &Pool) -> usize {
         pool.largest(Class::Client) / 2
@@ -232,6 +269,8 @@ impl NbdLink {
         let len = ask.len as usize;
         let held = self.held + self.queue.left();
         if held > 0 && held + len > self.share(&core.pool) {
+            // Nobody shall wait behind one who waits for itself.
+            core.pool.leave(Class::Client, key);
             return None;
         }
         // A read's buffer is free again only when the client has taken the answer. So all reads but
@@ -335,6 +374,7 @@ impl NbdLink {
 
     /// A receive ended.
     pub(crate) fn received(&mut self, core: &mut Core, key: Key, result: i32) {
+        self.progress += u64::from(result > 0);
         let broken = self.intake.completed(result).is_err();
         if self.state != State::Open {
             return;
@@ -348,6 +388,7 @@ impl NbdLink {
 
     /// A send ended.
     pub(crate) fn sent(&mut self, core: &mut Core, key: Key, result: i32) {
+        self.progress += u64::from(result > 0);
         if self.queue.completed(&mut core.pool, result).is_err() {
             self.kill(core, key);
         }
@@ -367,6 +408,18 @@ impl NbdLink {
         self.state = State::Dead;
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
         self.queue.clear(&mut core.pool);
+    }
+
+    /// Since when the client has neither taken a byte of the answers that hold buffers nor sent one
+    /// of the payload that holds a buffer; `None` if it holds none for that reason. The `first`
+    /// look begins to measure.
+    pub(crate) fn stalled_since(&mut self, now: Instant, first: bool) -> Option<Instant> {
+        let holds = self.queue.left() > 0 || matches!(self.stage, Stage::Payload(..));
+        if first || self.state == State::Dead || !holds || self.seen.0 != self.progress {
+            self.seen = (self.progress, now);
+            return None;
+        }
+        Some(self.seen.1)
     }
 
     /// Sends what is queued. True when the connection is gone for good.

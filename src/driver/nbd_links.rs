@@ -1,5 +1,6 @@
 //! All NBD connections of a resource and the requests the engine has of them.
 
+use super::buffers::Class;
 use super::disk::Core;
 use super::nbd_link::{NbdLink, Pending};
 use super::nbd_reply::{Dialect, StatusAsk};
@@ -9,8 +10,14 @@ use super::slab::{Key, Slab};
 use std::os::fd::OwnedFd;
 use twinblk_engine::ids::{ClientId, ReqTag, VolumeId};
 use twinblk_engine::output::ReplyError;
+use twinblk_engine::time::{Duration, Instant};
 use userspace_nbd::block_status::Extents;
 use userspace_nbd::negotiation::Session;
+
+/// How long a client may hold buffers without taking or sending a byte while others wait for one.
+const STALL: Duration = Duration::from_secs(10);
+/// How often that is looked at while somebody waits.
+const STALL_CHECK: Duration = Duration::from_secs(1);
 
 /// All connections.
 #[derive(Debug, Default)]
@@ -24,6 +31,8 @@ pub(crate) struct NbdLinks {
     pub(crate) closed: Vec<ClientId>,
     /// Requests answered.
     pub(crate) answered: u64,
+    /// When stalled clients are looked for next; `None` while nobody waits for a buffer.
+    check: Option<Instant>,
 }
 
 impl NbdLinks {
@@ -145,6 +154,46 @@ impl NbdLinks {
                 link.kill(core, key);
             }
         }
+    }
+
+    /// When [`Self::end_stalled`] has something to do.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.check
+    }
+
+    /// Ends connections that keep buffers from others: a client that is stopped, or gone without a
+    /// word, would hold up the export for everybody as long as it likes. True if one was ended.
+    pub(crate) fn end_stalled(&mut self, core: &mut Core, now: Instant) -> bool {
+        if !core.pool.has_line(Class::Client) {
+            self.check = None;
+            return false;
+        }
+        if self.check.is_some_and(|at| now < at) {
+            return false;
+        }
+        let mut ended = false;
+        // The first look begins to measure: what a client did while nobody waited does not count.
+        let first = self.check.is_none();
+        self.check = Some(now + STALL_CHECK);
+        for slot in 0..self.links.slots() {
+            let Some(key) = self.links.key_at(slot) else {
+                continue;
+            };
+            let Some(link) = self.links.get_mut(key) else {
+                continue;
+            };
+            let since = link.stalled_since(now, first);
+            if since.is_some_and(|since| now.since(since) >= STALL) {
+                tracing::warn!(
+                    "an NBD client held buffers for {} s without reading its answers or sending its \
+                     data while others waited: its connection is closed",
+                    STALL.as_secs()
+                );
+                link.kill(core, key);
+                ended = true;
+            }
+        }
+        ended
     }
 
     /// Connections there are.

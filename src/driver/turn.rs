@@ -161,6 +161,9 @@ impl Turn {
                 self.core.inputs.push_back(Input::Tick);
             }
             self.settle();
+            if self.nbd.end_stalled(&mut self.core, self.now) {
+                self.settle();
+            }
         }
         // Nothing is in flight: what the engine still held is of no use to anybody.
         self.core.pool.forget_all();
@@ -203,7 +206,10 @@ impl Turn {
             }
             now = self.clock.now();
         }
-        let timeout = sleep(now, [self.deadline, self.peers.deadline()]);
+        let timeout = sleep(
+            now,
+            [self.deadline, self.peers.deadline(), self.nbd.deadline()],
+        );
         self.core.ring.enter(true, timeout)?;
         self.core.ring.reap(&mut self.completions);
         Ok(())

@@ -291,7 +291,8 @@ impl Resource {
         }
         if self.role == Role::Primary {
             // Also after a promotion that was under way when the order came.
-            return self.demote(None);
+            self.demote(None);
+            return self.demotion_progress();
         }
         if !stopping.parted {
             if let Some(stopping) = &mut self.stopping {

@@ -173,8 +173,9 @@ impl Resource {
     /// Cheap steps after every input, so that the next one never meets a half-done state.
     fn settle(&mut self) {
         self.promotion_consent();
-        self.demotion_progress();
         self.run_gate();
+        // After the gate, which may just have ended the last request a demotion waits for.
+        self.demotion_progress();
         self.answer_deferred();
         for p in 0..self.peers.len() {
             self.pump_bitmap(p);

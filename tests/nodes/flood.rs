@@ -58,6 +58,32 @@ fn a_client_that_reads_no_answers_waits() {
     stage.stop_and_compare();
 }
 
+/// Clients that are stopped, or gone without a word, hold the buffers: unread answers on one half of
+/// them, announced and unsent payloads on the other. Others wait, but not for ever.
+#[test]
+fn stopped_clients_do_not_hold_up_the_export() {
+    let mut stage = Stage::in_sync(Plan::new("C"));
+    let largest = 4 << 20;
+    let _stopped: Vec<Client> = (0..8)
+        .map(|n| {
+            let mut client = Client::unix(&stage.nodes[0].export).expect("alpha serves");
+            let kind = if n % 2 == 0 { READ } else { WRITE };
+            client
+                .send(kind, 0, 1, 0, largest, &[])
+                .expect("it is taken");
+            client
+        })
+        .collect();
+    stage.nodes[0].wait("no buffer is left", |s| {
+        s["driver"]["buffers_used"].as_u64() >= s["driver"]["buffers_total"].as_u64().map(|n| n / 2)
+    });
+    let mut other = Client::unix(&stage.nodes[0].export).expect("alpha serves");
+    other.write(0, &[1; 4096]).expect("room is made");
+    assert_eq!(other.read(0, 4096).expect("reads"), [1; 4096]);
+    other.disconnect();
+    stage.stop_and_compare();
+}
+
 #[test]
 fn many_clients_that_write_without_end_share_the_buffers() {
     let mut stage = Stage::in_sync(Plan::new("C"));

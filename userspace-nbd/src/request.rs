@@ -221,7 +221,9 @@ impl Request {
             .checked_add(len)
             .is_none_or(|end| end > limits.size)
         {
-            let errno = if writes { Errno::ENOSPC } else { Errno::EINVAL };
+            // As the specification has it, command by command.
+            let grows = matches!(self.command, C::Write | C::WriteZeroes);
+            let errno = if grows { Errno::ENOSPC } else { Errno::EINVAL };
             return err(errno, "the range ends beyond the device");
         }
         let unit = u64::from(limits.minimum.max(1));
@@ -332,6 +334,8 @@ mod tests {
             (request(C::Read, none, 1 << 20, 512), Errno::EINVAL),
             (request(C::Write, none, 1 << 20, 512), Errno::ENOSPC),
             (request(C::Write, none, u64::MAX - 511, 512), Errno::ENOSPC),
+            (request(C::WriteZeroes, none, 1 << 20, 512), Errno::ENOSPC),
+            (request(C::Trim, none, 1 << 20, 512), Errno::EINVAL),
             (request(C::Write, none, 100, 512), Errno::EINVAL),
             (request(C::Read, none, 0, 100), Errno::EINVAL),
             (request(C::Read, none, 0, 128 << 10), Errno::EINVAL),

@@ -588,7 +588,19 @@ impl Pair {
     }
 
     /// Jumps to the next deadline.
+    ///
+    /// # Panics
+    /// If an engine has something under way that nothing will ever drive: no operation is in
+    /// flight, no frame is, and no deadline is set.
     pub(crate) fn pass_time(&mut self) {
+        for node in &self.nodes {
+            if let Some(engine) = &node.engine
+                && !node.stopped
+            {
+                let driven = engine.is_idle() || engine.next_deadline().is_some();
+                assert!(driven, "stuck for ever: {}", self.dump());
+            }
+        }
         let next = self
             .nodes
             .iter()
