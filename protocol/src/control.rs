@@ -241,7 +241,7 @@ pub enum Message {
         /// What the target adopts.
         generations: Generations,
     },
-    /// The target has adopted the generations on its disk.
+    /// (data) The target has adopted the generations on its disk.
     ResyncFinishedAck {
         /// Volume number.
         volume: u16,
@@ -260,7 +260,7 @@ pub enum Message {
         /// What is asked.
         change: Change,
     },
-    /// Answer to `Prepare`.
+    /// (data) Answer to `Prepare`.
     PrepareReply {
         /// Number of the transaction.
         tid: u64,

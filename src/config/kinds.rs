@@ -236,10 +236,10 @@ mod tests {
             Ok(Value::Bytes(32 << 20))
         );
         assert_eq!(
-            try_value(Key::BufferSize, "\"8M\""),
-            Ok(Value::Bytes(8 << 20))
+            try_value(Key::BufferSize, "\"32M\""),
+            Ok(Value::Bytes(32 << 20))
         );
-        assert!(try_value(Key::BufferSize, "\"7M\"").is_err());
+        assert!(try_value(Key::BufferSize, "\"31M\"").is_err());
         assert!(try_value(Key::BufferSize, "\"2G\"").is_err());
         assert_eq!(try_value(Key::BlockSize, "4096"), Ok(Value::Number(4096)));
         assert_eq!(try_value(Key::BlockSize, "\"4K\""), Ok(Value::Number(4096)));

@@ -309,7 +309,7 @@ pub(crate) static OPTIONS: [OptionRow; 17] = [
         Key::BufferSize,
         Section::Options,
         "buffer-size",
-        bytes(8 * MIB, 1 << 30),
+        bytes(32 * MIB, 1 << 30),
         Value::Bytes(32 * MIB),
         How::NeedsDownUp,
         "Memory for data in flight; when it is used up, clients wait.",

@@ -216,6 +216,7 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
             Key::Timeout => "\"7s\"".to_owned(),
             Key::PingInt | Key::PingTimeout | Key::ConnectInt => "\"11s\"".to_owned(),
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
+            Key::BufferSize => "\"33M\"".to_owned(),
             _ => "\"9M\"".to_owned(),
         };
         let text = sample_and(&format!(

@@ -13,7 +13,7 @@ macro_rules! rules {
             /// All rules in the order they are tried.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// Its name, as `why` prints it and as it travels in a verdict.
+            /// Its name, as messages show it and as it travels in a verdict.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)+
