@@ -54,21 +54,20 @@ impl Resource {
                 return;
             }
             if self.needs_new_generation(volume) {
-                self.start_new_generation(volume);
-                if self.volumes[volume].bump_running {
-                    return;
-                }
+                return self.start_new_generation(volume);
             }
             self.gated.pop_front();
             self.start_write(key);
         }
     }
 
-    /// A write now would make a peer fall behind that the generations do not show as behind yet:
-    /// its bitmap UUID is zero ("in sync with us") although it does not get the write.
+    /// A write now would make a peer fall behind that the generations do not show as behind for
+    /// certain: its bitmap UUID is zero ("in sync with us") although it does not get the write, or it
+    /// is not known that it lacks the current generation.
     pub(crate) fn needs_new_generation(&self, volume: usize) -> bool {
         self.peers.iter().any(|p| {
-            !p.receives(volume) && self.volumes[volume].generations.bitmap[p.node.slot()] == 0
+            let slot = self.volumes[volume].generations.bitmap[p.node.slot()];
+            !p.receives(volume) && (slot == 0 || !p.volumes[volume].lacks_current)
         })
     }
 
@@ -83,9 +82,14 @@ impl Resource {
             .map(|p| p.node)
             .collect();
         let v = &mut self.volumes[volume];
-        if v.generations.new_current(fresh, true, behind.into_iter()) {
-            v.bump_running = true;
-            v.meta.request(false, Some(Waiter::NewGeneration));
+        v.generations
+            .force_new_current(fresh, behind.iter().copied());
+        v.bump_running = true;
+        v.meta.request(false, Some(Waiter::NewGeneration));
+        for p in &mut self.peers {
+            if behind.contains(&p.node) {
+                p.volumes[volume].lacks_current = true;
+            }
         }
     }
 }

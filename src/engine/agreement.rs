@@ -5,6 +5,7 @@
 //! say: no write is in flight, no metadata commit runs, no role changes, commands wait.
 
 use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
+use crate::generations::same;
 use crate::handshake::{Amount, Context, Decision, Direction, Side, decide};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
@@ -410,6 +411,8 @@ impl Resource {
                 continue;
             }
             self.adopt_size(v, &params.volumes[v]);
+            self.peers[p].volumes[v].lacks_current =
+                !same(fact.current, self.volumes[v].generations.current);
             self.peers[p].volumes[v].start = SyncStart {
                 peer_current: fact.current,
                 ..SyncStart::default()

@@ -253,6 +253,11 @@ impl Resource {
                         self.resync_ready(p, v);
                     }
                 }
+                Waiter::ResyncFinished(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.tell_resync_finished(p, v);
+                    }
+                }
                 Waiter::ResyncAdopted(node, link) => match self.live_peer(node, link) {
                     Some(p) => self.resync_adopted(p, v),
                     None => {
@@ -330,7 +335,10 @@ impl Resource {
                         self.reply(p, tid, Some(reason.to_string()));
                     }
                 }
-                Waiter::Attached | Waiter::ResyncReady(..) | Waiter::ResyncAdopted(..) => {}
+                Waiter::Attached
+                | Waiter::ResyncReady(..)
+                | Waiter::ResyncFinished(..)
+                | Waiter::ResyncAdopted(..) => {}
             }
         }
         self.fail_gated(v);
@@ -368,9 +376,13 @@ impl Resource {
         }
     }
 
-    /// Sets the state of the own disk and says why.
+    /// Sets the state of the own disk and says why. A disk that failed stays so until it is attached
+    /// anew, whatever was under way with it.
     pub(crate) fn set_disk(&mut self, v: usize, state: DiskState, reason: String) {
         let now = self.now;
+        if self.volumes[v].disk == DiskState::Failed && state != DiskState::Attaching {
+            return;
+        }
         let volume = &mut self.volumes[v];
         let old = core::mem::replace(&mut volume.disk, state);
         volume.disk_reason.clone_from(&reason);

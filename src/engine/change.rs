@@ -217,6 +217,7 @@ impl Resource {
         self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
         for p in 0..self.peers.len() {
             let node = self.peers[p].node;
+            self.peers[p].volumes[v].lacks_current = false;
             if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                 bitmap.clear_all();
             }

@@ -291,8 +291,7 @@ impl Resource {
         }
         if self.role == Role::Primary {
             // Also after a promotion that was under way when the order came.
-            self.demote(None);
-            return self.demotion_progress();
+            return self.demote(None);
         }
         if !stopping.parted {
             if let Some(stopping) = &mut self.stopping {

@@ -104,6 +104,10 @@ pub(crate) struct PeerVolume {
     pub(crate) disk: DiskState,
     pub(crate) start: SyncStart,
     pub(crate) resync: Option<Resync>,
+    /// The peer is known not to have our current generation. A bitmap UUID alone does not prove it:
+    /// the end of a resync, or of a leftover, may not have reached the disk before a crash, and the
+    /// peer may have our generation and may have gone on from it.
+    pub(crate) lacks_current: bool,
 }
 
 /// A peer.
@@ -152,6 +156,7 @@ impl Peer {
                     disk: DiskState::DUnknown,
                     start: SyncStart::default(),
                     resync: None,
+                    lacks_current: false,
                 })
                 .collect(),
             seen_incarnation: 0,

@@ -4,6 +4,7 @@
 //! arrival → written → acknowledged as the protocol asks → counted in its epoch, whose barrier is
 //! acknowledged once everything in it is flushed.
 
+use crate::event::DiskState;
 use crate::ids::{BufId, VolumeId};
 use crate::input::Body;
 use crate::output::{Channel, Output, SendBody, ZeroMode};
@@ -144,13 +145,20 @@ impl Resource {
         }
     }
 
-    /// The range is held: write.
+    /// The range is held: write. Not to a disk that has failed: it lacks an earlier write, and with
+    /// a later one it would be no disk the Primary's could ever have been.
     pub(crate) fn start_peer_write(&mut self, key: PeerRequestKey, lock: LockId) {
-        let op = self.new_op(Op::PeerWrite(key));
         let Some(r) = self.peer_requests.get_mut(key) else {
             return;
         };
         r.lock = Some(lock);
+        if self.volumes[r.volume].disk == DiskState::Failed {
+            return self.doomed.push_back(key);
+        }
+        let op = self.new_op(Op::PeerWrite(key));
+        let Some(r) = self.peer_requests.get_mut(key) else {
+            return;
+        };
         let (h, buf) = (r.header, r.buf);
         let volume = VolumeId(h.volume);
         let fua = h.flags & flags::FUA != 0;
@@ -183,6 +191,13 @@ impl Resource {
                 }
             }
         });
+    }
+
+    /// Ends the writes that never were started.
+    pub(crate) fn end_doomed(&mut self) {
+        while let Some(key) = self.doomed.pop_front() {
+            self.peer_write_done(key, Err(crate::request::errno::EIO));
+        }
     }
 
     /// The disk has it, or not.

@@ -74,6 +74,8 @@ pub struct Resource {
     pub(crate) gated: VecDeque<RequestKey>,
     /// Finished writes and flushes whose answer waits for a new generation.
     pub(crate) held: Vec<RequestKey>,
+    /// A peer's writes that will never be started: their disk has failed.
+    pub(crate) doomed: VecDeque<PeerRequestKey>,
     /// Writes and flushes started and not answered.
     pub(crate) started: usize,
     pub(crate) waiting_commands: VecDeque<(CommandId, Command)>,
@@ -111,6 +113,7 @@ impl Resource {
             ops: Slots::default(),
             gated: VecDeque::new(),
             held: Vec::new(),
+            doomed: VecDeque::new(),
             started: 0,
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
@@ -170,11 +173,23 @@ impl Resource {
         }
     }
 
-    /// Cheap steps after every input, so that the next one never meets a half-done state.
+    /// Cheap steps after every input, again and again until none has anything to do: whatever can go
+    /// on without waiting has gone on before the next input comes, for there may be none.
     fn settle(&mut self) {
+        loop {
+            let before = (self.out.len(), self.role_change.as_ref().map(|c| c.step));
+            self.settle_once();
+            let after = (self.out.len(), self.role_change.as_ref().map(|c| c.step));
+            if before == after && self.doomed.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn settle_once(&mut self) {
+        self.end_doomed();
         self.promotion_consent();
         self.run_gate();
-        // After the gate, which may just have ended the last request a demotion waits for.
         self.demotion_progress();
         self.answer_deferred();
         for p in 0..self.peers.len() {

@@ -273,14 +273,26 @@ impl Resource {
     }
 
     /// Source: no bit is left and nothing is unconfirmed. From here on the target counts as having
-    /// our generation: a write it misses makes a new one.
+    /// our generation: a write it misses makes a new one. That is on the disk before the target is
+    /// told: otherwise a crash could leave a source that believes the target to be behind, while it
+    /// has become Primary and gone on from this very generation.
     fn finish_source(&mut self, p: usize, v: usize) {
         let node = self.peers[p].node;
-        if let Some(resync) = &mut self.peers[p].volumes[v].resync {
+        let Some(link) = self.peers[p].link_number() else {
+            return;
+        };
+        let pv = &mut self.peers[p].volumes[v];
+        if let Some(resync) = &mut pv.resync {
             resync.finish_sent = true;
         }
-        let volume = &mut self.volumes[v];
-        volume.generations.resync_finished_with(node);
+        pv.lacks_current = false;
+        self.volumes[v].generations.resync_finished_with(node);
+        self.commit(v, true, Some(Waiter::ResyncFinished(node, link)));
+    }
+
+    /// Source: that the target is in step is on the disk, so it may be told.
+    pub(crate) fn tell_resync_finished(&mut self, p: usize, v: usize) {
+        let volume = &self.volumes[v];
         let generations = WireGenerations {
             current: volume.generations.current,
             history: volume.generations.history().collect(),
@@ -329,6 +341,7 @@ impl Resource {
             volume
                 .generations
                 .adopt(node, generations.current, &generations.history);
+            self.peers[p].volumes[v].lacks_current = false;
             self.set_flags(v, MdFlags::CONSISTENT, true);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);

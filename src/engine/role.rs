@@ -1,6 +1,7 @@
 //! Becoming Primary and Secondary.
 //!
-//! Promotion: local checks → consent of every connected peer → the PrimaryIndicator is on the disk
+//! Promotion: local checks → consent of every connected peer, and everything a lost Primary sent is
+//! on the disk → the PrimaryIndicator is on the disk
 //! of every volume → Primary. Demotion: no client holds the export → writes are drained, flushed
 //! here and on the peers → bitmap and cleared indicator are on the disk → Secondary.
 
@@ -102,6 +103,20 @@ impl Resource {
                     format!("mend the disk, then `twinblk down {name}` and `twinblk up {name}`"),
                 ));
             }
+            let stale = self.peers.iter().find(|p| {
+                use crate::event::ReplState::{SyncTarget, WFBitMapT};
+                matches!(p.volumes[v].replication, WFBitMapT | SyncTarget)
+            });
+            if let Some(peer) = stale {
+                return Err(refuse(
+                    RefusalKind::NoUpToDateData,
+                    format!(
+                        "{} is being brought up to date from {}",
+                        volume.id, peer.name
+                    ),
+                    format!("wait for the resync: `twinblk wait-sync {name}`"),
+                ));
+            }
             if volume.disk == DiskState::UpToDate {
                 continue;
             }
@@ -152,7 +167,9 @@ impl Resource {
                 .and_then(|l| l.asked.as_ref())
                 .is_some_and(|a| a.what == AskedWhat::Promote)
         });
-        if waiting {
+        // What a lost Primary sent is still on its way to the disk: it belongs to the copy that is
+        // promoted, and must not come over what clients write afterwards.
+        if waiting || !self.receivers_idle() {
             return;
         }
         // The world may have changed while the peers were asked.
@@ -168,6 +185,9 @@ impl Resource {
                 let fresh = self.rng.uuid();
                 let peers = self.peers.iter().map(|p| p.node);
                 self.volumes[v].generations.force_new_current(fresh, peers);
+                for p in &mut self.peers {
+                    p.volumes[v].lacks_current = true;
+                }
                 self.set_flags(v, MdFlags::CONSISTENT, true);
             }
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);

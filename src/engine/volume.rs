@@ -41,6 +41,8 @@ pub(crate) enum Waiter {
     Stopped,
     /// A resync with this peer may start (link number).
     ResyncReady(NodeId, u64),
+    /// The target of a resync may be told that it is finished (link number).
+    ResyncFinished(NodeId, u64),
     /// The resync's generations are adopted (link number).
     ResyncAdopted(NodeId, u64),
     /// A change a peer asked for is on the disk: answer yes (link number, transaction).
