@@ -420,6 +420,14 @@ impl Resource {
             match decision.direction {
                 Direction::None => self.agreed_without_resync(p, v, fact.disk, decision),
                 Direction::Source => {
+                    // Nobody has newer data, or it would not be the source.
+                    if matches!(
+                        self.volumes[v].disk,
+                        DiskState::Outdated | DiskState::Consistent
+                    ) {
+                        self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
+                        self.set_disk(v, DiskState::UpToDate, decision.reason.clone());
+                    }
                     self.set_replication(p, v, ReplState::WFBitMapS, &decision.reason);
                     self.start_sync(p, v, decision);
                 }

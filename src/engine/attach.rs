@@ -154,7 +154,12 @@ impl Resource {
             );
             let id = volume.id;
             if writes.is_empty() {
-                self.write_superblock(v);
+                if volume.meta.needs_no_flush() {
+                    self.write_superblock(v);
+                } else {
+                    let op = self.new_op(Op::MetaFlush(v));
+                    self.out.push(Output::MetaFlush { op, volume: id });
+                }
             }
             for (offset, data) in writes {
                 let op = self.new_op(Op::MetaPage(v));

@@ -37,6 +37,9 @@ pub(crate) struct MetaWriter<W> {
     next_waiters: Vec<W>,
     /// The disk failed: no commit until it is attached anew.
     failed: bool,
+    /// No flush since the disk was attached. What was read from it may be in its cache only, written
+    /// by a process that was killed: pages found as they should be are not stable for that.
+    never_flushed: bool,
 }
 
 impl<W> Default for MetaWriter<W> {
@@ -49,6 +52,7 @@ impl<W> Default for MetaWriter<W> {
             next_pages: false,
             next_waiters: Vec::new(),
             failed: false,
+            never_flushed: true,
         }
     }
 }
@@ -81,6 +85,11 @@ impl<W> MetaWriter<W> {
         (self.stage.is_none() && self.next_wanted && !self.failed).then_some(self.next_pages)
     }
 
+    /// The superblock of a commit without pages may be written at once.
+    pub(crate) fn needs_no_flush(&self) -> bool {
+        !self.never_flushed
+    }
+
     /// Begins the commit with this picture of the superblock.
     pub(crate) fn begin(&mut self, superblock: (u64, Box<[u8; BLOCK]>), page_writes: u32) {
         debug_assert!(self.stage.is_none());
@@ -106,6 +115,7 @@ impl<W> MetaWriter<W> {
     /// The flush is done, or there were no pages: the superblock to write now.
     pub(crate) fn superblock_due(&mut self) -> Option<(u64, Box<[u8; BLOCK]>)> {
         let superblock = self.superblock.take()?;
+        self.never_flushed = false;
         self.stage = Some(Stage::Superblock);
         Some(superblock)
     }
