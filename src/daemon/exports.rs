@@ -2,6 +2,7 @@
 //! loop. The exports listen on a Secondary too: clients are told there who is Primary.
 
 use super::running::{Running, lock};
+use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::error;
 use crate::api::ErrorBody;
 use crate::config::{self, Export as Address};
@@ -10,10 +11,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use twinblk_engine::event::Role;
 use userspace_nbd::export::{BlockSize, Export, TransmissionFlags};
@@ -21,8 +21,12 @@ use userspace_nbd::negotiation::{Exports, Lookup, Negotiation, Progress, Session
 
 /// Time for a negotiation.
 const NEGOTIATION_TIME: Duration = Duration::from_secs(30);
+/// Time for the first bytes of a client.
+const FIRST_BYTES_TIME: Duration = Duration::from_secs(10);
 /// Clients of a resource that negotiate at once.
 const MAX_NEGOTIATIONS: usize = 64;
+/// A kind of failed negotiation is told of in the log this often at most.
+const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
 /// A listener that is bound.
 pub(crate) enum Listener {
@@ -82,44 +86,52 @@ pub(crate) async fn remove_stale(path: &Path) {
     }
 }
 
+/// What the listeners of a resource share.
+struct Door {
+    running: Arc<Running>,
+    strangers: Arc<Strangers>,
+    warnings: Seldom,
+}
+
 /// Serves them.
 pub(crate) fn serve(running: &Arc<Running>, listeners: Vec<Listener>) -> Vec<JoinHandle<()>> {
-    let limit = Arc::new(Semaphore::new(MAX_NEGOTIATIONS));
+    let door = Arc::new(Door {
+        running: Arc::clone(running),
+        strangers: Strangers::new(MAX_NEGOTIATIONS),
+        warnings: Seldom::new(WARNING_PAUSE),
+    });
     listeners
         .into_iter()
-        .map(|listener| tokio::spawn(accept(Arc::clone(running), listener, Arc::clone(&limit))))
+        .map(|listener| tokio::spawn(accept(Arc::clone(&door), listener)))
         .collect()
 }
 
-async fn accept(running: Arc<Running>, listener: Listener, limit: Arc<Semaphore>) {
+async fn accept(door: Arc<Door>, listener: Listener) {
     loop {
-        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
-            return;
-        };
-        let running = Arc::clone(&running);
         let result = match &listener {
             Listener::Unix(l) => l.accept().await.map(|(stream, _)| {
+                let (door, place) = (Arc::clone(&door), door.strangers.admit());
                 tokio::spawn(async move {
                     let client = unix_client(&stream);
-                    if let Some((stream, session)) = negotiate(&running, stream).await
+                    if let Some((stream, session)) = negotiate(&door, &place, stream, &client).await
                         && let Ok(stream) = stream.into_std()
                         && stream.set_nonblocking(false).is_ok()
                     {
-                        enter(&running, stream.into(), session, client);
+                        enter(&door.running, stream.into(), session, client);
                     }
-                    drop(permit);
                 });
             }),
             Listener::Tcp(l) => l.accept().await.map(|(stream, from)| {
+                let (door, place) = (Arc::clone(&door), door.strangers.admit());
                 tokio::spawn(async move {
                     let _ = stream.set_nodelay(true);
-                    if let Some((stream, session)) = negotiate(&running, stream).await
+                    let client = from.to_string();
+                    if let Some((stream, session)) = negotiate(&door, &place, stream, &client).await
                         && let Ok(stream) = stream.into_std()
                         && stream.set_nonblocking(false).is_ok()
                     {
-                        enter(&running, stream.into(), session, from.to_string());
+                        enter(&door.running, stream.into(), session, client);
                     }
-                    drop(permit);
                 });
             }),
         };
@@ -127,6 +139,8 @@ async fn accept(running: Arc<Running>, listener: Listener, limit: Arc<Semaphore>
             tracing::warn!("accepting an NBD client failed: {e}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        // It shall be heard before the next one may take its place.
+        tokio::task::yield_now().await;
     }
 }
 
@@ -150,37 +164,94 @@ fn unix_client(stream: &tokio::net::UnixStream) -> String {
         .map(|c| c.pid.as_raw_nonzero().get())
         .unwrap_or(0);
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    format!("pid {pid} ({})", name.trim())
+    // A process calls itself what it likes.
+    format!("pid {pid} ({})", tame(name.trim(), 64))
 }
 
 /// Negotiates with one client. `None`: it left, or did not get in.
 async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
-    running: &Running,
+    door: &Door,
+    place: &Place,
     mut stream: S,
+    client: &str,
 ) -> Option<(S, Session)> {
-    let talk = async {
-        let mut negotiation = Negotiation::new();
-        stream.write_all(&negotiation.greeting()).await.ok()?;
-        let mut buf = vec![0; 8192];
-        loop {
-            let n = stream.read(&mut buf).await.ok().filter(|&n| n > 0)?;
-            let offer = Offer::of(running).await;
-            let mut out = Vec::new();
-            let progress = negotiation.feed(&buf[..n], &offer, &mut out);
-            stream.write_all(&out).await.ok()?;
-            match progress {
-                Progress::NeedMore => {}
-                Progress::Done(session) => return Some(*session),
-                Progress::Aborted => return None,
-                Progress::Failed(error) => {
-                    tracing::info!(resource = %offer.name, "an NBD client was turned away: {error}");
-                    return None;
-                }
-            }
-        }
+    let talk = tokio::time::timeout(NEGOTIATION_TIME, talk(door, place, &mut stream));
+    let result = tokio::select! {
+        biased;
+        result = talk => result.unwrap_or(Err(TurnedAway::Slow)),
+        () = place.displaced() => Err(TurnedAway::Displaced),
     };
-    let session = tokio::time::timeout(NEGOTIATION_TIME, talk).await.ok()??;
-    Some((stream, session))
+    let error = match result {
+        Ok(session) => return Some((stream, session)),
+        Err(TurnedAway::Left) => return None,
+        Err(error) => error,
+    };
+    if let Some(left_out) = door.warnings.may(error.kind(), Instant::now()) {
+        let resource = lock(&door.running.config).name.clone();
+        let (why, more) = (tame(&error.to_string(), 300), and_more(left_out));
+        tracing::warn!(%resource, "an NBD client, {client}, was turned away: {why}{more}");
+    }
+    None
+}
+
+/// Why a client did not get in.
+#[derive(Debug, thiserror::Error)]
+enum TurnedAway {
+    /// It left by itself: nothing to tell.
+    #[error("it left")]
+    Left,
+    #[error("it said nothing")]
+    Silent,
+    #[error("it did not finish the negotiation in time")]
+    Slow,
+    #[error("too many others came while its negotiation was not finished")]
+    Displaced,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl TurnedAway {
+    /// Of each kind only one is logged in a while.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Silent => "silent",
+            Self::Slow => "slow",
+            Self::Displaced => "displaced",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+    door: &Door,
+    place: &Place,
+    stream: &mut S,
+) -> Result<Session, TurnedAway> {
+    let left = |_| TurnedAway::Left;
+    let mut negotiation = Negotiation::new();
+    stream
+        .write_all(&negotiation.greeting())
+        .await
+        .map_err(left)?;
+    let mut buf = vec![0; 8192];
+    let first = tokio::time::timeout(FIRST_BYTES_TIME, stream.read(&mut buf)).await;
+    let mut n = first.map_err(|_| TurnedAway::Silent)?.map_err(left)?;
+    place.spoke();
+    while n > 0 {
+        let offer = Offer::of(&door.running).await;
+        let mut out = Vec::new();
+        let progress = negotiation.feed(&buf[..n], &offer, &mut out);
+        stream.write_all(&out).await.map_err(left)?;
+        match progress {
+            Progress::NeedMore => {}
+            Progress::Done(session) => return Ok(*session),
+            Progress::Aborted => return Err(TurnedAway::Left),
+            Progress::Failed(error) => return Err(TurnedAway::Failed(error.to_string())),
+        }
+        n = stream.read(&mut buf).await.map_err(left)?;
+    }
+    Err(TurnedAway::Left)
 }
 
 /// What is offered at this moment.

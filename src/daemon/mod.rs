@@ -5,6 +5,7 @@
 //! * [`supervisor`]: the list of resources, up and down, what came of a loop;
 //! * [`peers`]: listening for peers, dialling them, pairing sockets;
 //! * [`exports`]: NBD listeners and negotiation;
+//! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
 //! * [`state`]: the state directory: lock, and which resources were up.
 
@@ -14,6 +15,7 @@ mod exports;
 mod peers;
 mod running;
 mod state;
+mod strangers;
 mod supervisor;
 
 use crate::config;

@@ -1,9 +1,13 @@
 //! Peers: one listener per address of this node for all resources, and diallers. The node with the
 //! lower id dials both sockets, the other accepts: so connections never cross, and a broken link is
 //! dialled by exactly one side. The two sockets of a connection are paired by its random id.
+//!
+//! Whoever connects is a stranger until it has proved that it knows the secret. Strangers cannot keep
+//! a peer out ([`super::strangers`]), and nothing they say is repeated as it is.
 
 use super::DaemonError;
 use super::running::{Running, lock};
+use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::{Supervisor, random};
 use crate::config;
 use crate::driver::mailbox::ToLoop;
@@ -13,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use twinblk_engine::ids::NodeId;
 use twinblk_protocol::hello::{
@@ -22,8 +26,18 @@ use twinblk_protocol::hello::{
 
 /// Time for a connection to be made and authenticated.
 const HELLO_TIME: Duration = Duration::from_secs(10);
+/// Time for the first bytes of a hello: whoever dials sends them at once.
+const FIRST_BYTES_TIME: Duration = Duration::from_secs(2);
 /// Connections being authenticated at once.
 const MAX_STRANGERS: usize = 64;
+/// A kind of stranger is told of in the log this often at most.
+const WARNING_PAUSE: Duration = Duration::from_secs(10);
+/// What somebody who says to be a peer did wrong gets into the status this often at most.
+const REPORT_PAUSE: Duration = Duration::from_millis(500);
+/// Longest name of an unknown node that is repeated; ours are not longer.
+const MAX_NAME: usize = 64;
+/// Longest explanation by an unknown node that is repeated.
+const MAX_WORDS: usize = 300;
 /// A link that lived shorter is not redialled at once.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// Pause before the first new attempt after a link is lost.
@@ -48,7 +62,7 @@ struct Half {
     since: Instant,
 }
 
-type Halves = Arc<Mutex<BTreeMap<(String, u8, u64), Half>>>;
+type Halves = Mutex<BTreeMap<(String, u8, u64), Half>>;
 
 /// Listens for peers on one address.
 pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result<(), DaemonError> {
@@ -65,20 +79,23 @@ pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result
         };
         DaemonError::Listen(format!("cannot listen for peers on {address}: {e}; {fix}"))
     })?;
+    let door = Arc::new(Door {
+        supervisor,
+        halves: Halves::default(),
+        warnings: Seldom::new(WARNING_PAUSE),
+        reports: Seldom::new(REPORT_PAUSE),
+    });
     tokio::spawn(async move {
-        let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
-        let halves = Halves::default();
+        let strangers = Strangers::new(MAX_STRANGERS);
         loop {
-            let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, from)) => {
-                    let (supervisor, halves) = (Arc::clone(&supervisor), Arc::clone(&halves));
+                    let (door, place) = (Arc::clone(&door), strangers.admit());
                     tokio::spawn(async move {
-                        accept(&supervisor, &halves, stream, &from.to_string()).await;
-                        drop(permit);
+                        accept(&door, &place, stream, &from.to_string()).await;
                     });
+                    // It shall be heard before the next one may take its place.
+                    tokio::task::yield_now().await;
                 }
                 Err(e) => {
                     tracing::warn!("accepting a peer failed: {e}");
@@ -90,44 +107,114 @@ pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result
     Ok(())
 }
 
-async fn accept(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, from: &str) {
-    let mut acceptor = Acceptor::new(nonce());
-    let result = tokio::time::timeout(HELLO_TIME, greet(supervisor, &mut acceptor, stream)).await;
-    let (error, hello) = match result {
-        Ok(Ok((stream, established))) => return pair(supervisor, halves, stream, established),
-        Ok(Err(error)) => (error, acceptor.dialler().cloned()),
-        Err(_) => (
-            "it did not finish the hello in time".to_string(),
-            acceptor.dialler().cloned(),
-        ),
-    };
-    tracing::warn!(%from, "a connection on the peers' port was dropped: {error}");
-    let Some(hello) = hello else { return };
-    if let Some(running) = supervisor.running(&hello.resource) {
-        let reason = format!("{} tried to connect, but: {error}", hello.node_name);
-        let _ = running.handle.send(ToLoop::DialFailed {
-            peer: NodeId(hello.node_id),
-            reason,
-        });
+/// What the connections to one address share.
+struct Door {
+    supervisor: Arc<Supervisor>,
+    halves: Halves,
+    warnings: Seldom,
+    reports: Seldom,
+}
+
+/// Why a stranger did not get in.
+#[derive(Debug, thiserror::Error)]
+enum Dropped {
+    #[error("it said nothing")]
+    Silent,
+    #[error("it did not finish the hello in time")]
+    Slow,
+    #[error("too many others came while its hello was not finished")]
+    Displaced,
+    #[error("it closed the connection during the hello")]
+    Left,
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Hello(#[from] HelloError),
+}
+
+impl Dropped {
+    /// Of each kind only one is logged in a while.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Slow => "slow",
+            Self::Displaced => "displaced",
+            Self::Left => "left",
+            Self::Io(_) => "io",
+            Self::Hello(error) => match error {
+                HelloError::NotTwinblk => "not twinblk",
+                HelloError::Malformed => "malformed",
+                HelloError::Version { .. } => "version",
+                HelloError::RefusedByPeer(_) => "refused by the peer",
+                HelloError::RefusedHere(_) => "refused here",
+                HelloError::Secret => "secret",
+            },
+        }
     }
 }
 
+async fn accept(door: &Door, place: &Place, stream: TcpStream, from: &str) {
+    let mut acceptor = Acceptor::new(nonce());
+    let talk = tokio::time::timeout(HELLO_TIME, greet(door, place, &mut acceptor, stream));
+    let result = tokio::select! {
+        biased;
+        result = talk => result.unwrap_or(Err(Dropped::Slow)),
+        () = place.displaced() => Err(Dropped::Displaced),
+    };
+    let error = match result {
+        Ok((stream, established)) => return pair(door, stream, established),
+        Err(error) => error,
+    };
+    let words = tame(&error.to_string(), MAX_WORDS);
+    if let Some(left_out) = door.warnings.may(error.kind(), Instant::now()) {
+        let more = and_more(left_out);
+        tracing::warn!(%from, "a connection on the peers' port was dropped: {words}{more}");
+    }
+    if let Some(hello) = acceptor.dialler() {
+        report(door, hello, &words);
+    }
+}
+
+/// Somebody says to be a peer and did not get in: the peer's status tells why. Nothing of it is
+/// proved, so it can neither flood the resource nor put its own lines into what people read.
+fn report(door: &Door, hello: &PeerHello, words: &str) {
+    let Some(running) = door.supervisor.running(&hello.resource) else {
+        return;
+    };
+    if !running.peers.contains_key(&hello.node_id) {
+        return;
+    }
+    let whom = format!("{} {}", hello.resource, hello.node_id);
+    if door.reports.may(&whom, Instant::now()).is_none() {
+        return;
+    }
+    let name = tame(&hello.node_name, MAX_NAME);
+    let reason = format!("{name} tried to connect, but: {words}");
+    let _ = running.handle.send(ToLoop::DialFailed {
+        peer: NodeId(hello.node_id),
+        reason,
+    });
+}
+
 async fn greet(
-    supervisor: &Supervisor,
+    door: &Door,
+    place: &Place,
     acceptor: &mut Acceptor,
     mut stream: TcpStream,
-) -> Result<(TcpStream, Established), String> {
+) -> Result<(TcpStream, Established), Dropped> {
     let _ = stream.set_nodelay(true);
     let mut buf = vec![0; 4096];
+    let first = tokio::time::timeout(FIRST_BYTES_TIME, stream.read(&mut buf)).await;
+    let mut n = first.map_err(|_| Dropped::Silent)??;
+    place.spoke();
     loop {
-        let n = stream.read(&mut buf).await.map_err(|e| e.to_string())?;
         if n == 0 {
-            return Err("it closed the connection during the hello".to_string());
+            return Err(Dropped::Left);
         }
         let mut out = Vec::new();
-        let choose = |hello: &PeerHello| choose(supervisor, hello);
+        let choose = |hello: &PeerHello| choose(&door.supervisor, hello);
         let progress = acceptor.feed(&buf[..n], &choose, &mut out);
-        stream.write_all(&out).await.map_err(|e| e.to_string())?;
+        stream.write_all(&out).await?;
         match progress {
             HelloProgress::NeedMore => {}
             HelloProgress::Done(established) => return Ok((stream, established)),
@@ -135,9 +222,10 @@ async fn greet(
                 // Let the refusal arrive before the socket goes.
                 let _ = stream.shutdown().await;
                 let _ = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buf)).await;
-                return Err(error.to_string());
+                return Err(error.into());
             }
         }
+        n = stream.read(&mut buf).await?;
     }
 }
 
@@ -148,7 +236,10 @@ fn choose(supervisor: &Supervisor, hello: &PeerHello) -> Result<AcceptAs, String
     let Some(running) = supervisor.running(&hello.resource) else {
         return Err(match supervisor.configured(&hello.resource) {
             Ok(config) => format!("{} is not up on {here}", config.name),
-            Err(_) => format!("{here} has no resource {}", hello.resource),
+            Err(_) => {
+                let name = tame(&hello.resource, MAX_NAME);
+                format!("{here} has no resource {name}")
+            }
         });
     };
     let config = lock(&running.config).clone();
@@ -172,7 +263,7 @@ fn choose(supervisor: &Supervisor, hello: &PeerHello) -> Result<AcceptAs, String
 }
 
 /// Keeps the first socket of a connection until the second is there, then hands over both.
-fn pair(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, established: Established) {
+fn pair(door: &Door, stream: TcpStream, established: Established) {
     let Ok(fd) = into_fd(stream) else { return };
     let hello = established.hello;
     let key = (hello.resource.clone(), hello.node_id, hello.connection_id);
@@ -182,7 +273,7 @@ fn pair(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, established
         role: hello.socket,
         since: Instant::now(),
     };
-    let mut map = lock(halves);
+    let mut map = lock(&door.halves);
     map.retain(|_, half| half.since.elapsed() < HELLO_TIME);
     let Some(other) = map.remove(&key) else {
         map.insert(key, mine);
@@ -194,7 +285,7 @@ fn pair(supervisor: &Supervisor, halves: &Halves, stream: TcpStream, established
         (SocketRole::Control, SocketRole::Data) => (other, mine),
         _ => return tracing::warn!("two sockets of one kind for one connection"),
     };
-    if let Some(running) = supervisor.running(&hello.resource) {
+    if let Some(running) = door.supervisor.running(&hello.resource) {
         hand_over(
             &running,
             hello.node_id,
@@ -345,9 +436,11 @@ async fn connect_one(
     }
 }
 
+/// The words of a node that has not proved itself either.
 fn explain(name: &str, address: &str, error: &HelloError) -> String {
-    match error {
-        HelloError::RefusedByPeer(text) => format!("{name} ({address}) refused: {text}"),
-        other => format!("{name} ({address}): {other}"),
-    }
+    let (verb, text) = match error {
+        HelloError::RefusedByPeer(text) => (" refused", tame(text, MAX_WORDS)),
+        other => ("", tame(&other.to_string(), MAX_WORDS)),
+    };
+    format!("{name} ({address}){verb}: {text}")
 }

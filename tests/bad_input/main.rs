@@ -7,6 +7,7 @@ mod harness;
 
 mod command_line;
 mod configuration;
+mod crowds;
 mod daemons;
 mod disks;
 mod garbage;

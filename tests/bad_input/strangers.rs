@@ -9,7 +9,7 @@ use twinblk_protocol::hello::{Dialler, HelloProgress, PeerHello, SocketRole};
 /// Magic, type, length: what comes before the body of a hello packet.
 const HEAD: usize = 11;
 
-fn hello(socket: SocketRole) -> PeerHello {
+pub(crate) fn hello(socket: SocketRole) -> PeerHello {
     PeerHello {
         version_min: 0,
         version_max: 0,
@@ -33,7 +33,7 @@ fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// Only bravo runs; the test plays alpha.
-fn bravo_alone() -> Stage {
+pub(crate) fn bravo_alone() -> Stage {
     let mut stage = Stage::new(Plan::new("C"));
     let bravo = &mut stage.nodes[1];
     bravo.ok(&["create-md", "r0"]);
@@ -177,4 +177,29 @@ fn a_stranger_who_knows_all_but_the_secret_learns_nothing() {
         },
         || stage.nodes[1].log_text(),
     );
+}
+
+/// Nothing an unknown node says gets unchanged to where people read it.
+#[test]
+fn names_of_unknown_nodes_are_shown_tamed_and_short() {
+    let stage = bravo_alone();
+    let mut wild = hello(SocketRole::Data);
+    wild.node_name = format!("\u{1b}[2Jalpha\n{}", "x".repeat(1000));
+    let mut stream = TcpStream::connect(stage.address(1)).expect("bravo listens");
+    let mut dialler = Dialler::new(wild, b"sardine");
+    stream.write_all(&dialler.start()).expect("sent");
+    let mut answer = [0; 4096];
+    let n = stream.read(&mut answer).expect("an answer");
+    let mut out = Vec::new();
+    dialler.feed(&answer[..n], &mut out);
+    stream.write_all(&out).expect("sent");
+    let status = stage.nodes[1].wait("says who it was", |s| {
+        let reason = s["peers"][0]["reason"].as_str().unwrap_or_default();
+        reason.contains("tried to connect")
+    });
+    let reason = status["peers"][0]["reason"].as_str().expect("a text");
+    assert!(reason.contains("\\u{1b}[2Jalpha\\nxxx"), "{reason}");
+    assert!(reason.len() < 400, "{reason}");
+    let log = std::fs::read_to_string(&stage.nodes[1].log).expect("the log");
+    assert!(!log.contains('\u{1b}') && !log.contains("\nx"), "{log}");
 }
