@@ -7,13 +7,17 @@
 //! * [`exports`]: NBD listeners and negotiation;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
+//! * [`signals`]: SIGTERM and SIGINT;
 //! * [`state`]: the state directory: lock, and which resources were up.
 
 mod api;
 mod convert;
 mod exports;
+#[cfg(test)]
+mod fake_loop;
 mod peers;
 mod running;
+mod signals;
 mod state;
 mod strangers;
 mod supervisor;
@@ -51,6 +55,9 @@ pub(crate) enum DaemonError {
     /// The system refuses something.
     #[error("{0}")]
     System(String),
+    /// A second signal cut the orderly end short.
+    #[error("{0}")]
+    CutShort(String, signals::Signal),
 }
 
 impl DaemonError {
@@ -60,6 +67,7 @@ impl DaemonError {
             Self::Config(_) => 21,
             Self::InUse(_) => 12,
             Self::Listen(_) | Self::System(_) => 10,
+            Self::CutShort(_, signal) => signal.exit_code(),
         }
     }
 }
@@ -78,10 +86,16 @@ pub(crate) fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(|e| DaemonError::System(format!("the runtime cannot be started: {e}")))?;
-    runtime.block_on(serve(options))
+    let result = runtime.block_on(serve(options));
+    // A disk that does not answer may still hold a thread that opens it.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
+    // First of all, so that a signal never finds resources up and nobody to take them down.
+    let mut signals = signals::Signals::install()
+        .map_err(|e| DaemonError::System(format!("signals cannot be received: {e}")))?;
     let config = config::load(&options.config_dir, options.node.as_deref())?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -91,22 +105,33 @@ async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
     let supervisor = Arc::new(Supervisor::new(options.clone(), config, state));
     supervisor.listen_for_peers().await?;
     let api = tokio::spawn(api::serve(listener, Arc::clone(&supervisor)));
-    supervisor.bring_back().await;
-    let control = options.control.display();
-    tracing::info!(node = supervisor.node_name(), %control, "ready");
-    let signal = |kind| {
-        tokio::signal::unix::signal(kind)
-            .map_err(|e| DaemonError::System(format!("signals cannot be received: {e}")))
+    let life = async {
+        supervisor.bring_back().await;
+        let control = options.control.display();
+        tracing::info!(node = supervisor.node_name(), %control, "ready");
+        std::future::pending::<()>().await;
     };
-    let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    tracing::info!("stopping: every resource is taken down");
-    supervisor.stop_all().await;
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        () = life => unreachable!("it lives until a signal comes"),
+    };
+    tracing::info!("{signal}: every resource is taken down");
+    let result = tokio::select! {
+        () = supervisor.stop_all(supervisor::STOP_ALL_TIME) => Ok(()),
+        second = signals.next() => {
+            let left = supervisor.running_names().join(", ");
+            tracing::warn!("{second}, the second signal: the daemon ends at once; still up: {left}");
+            Err(DaemonError::CutShort(
+                format!(
+                    "a second signal ({second}) ended the daemon before these resources were \
+                     down: {left}; a Primary among them counts as crashed and resyncs more than \
+                     needed at the next start"
+                ),
+                second,
+            ))
+        }
+    };
     api.abort();
     let _ = std::fs::remove_file(&options.control);
-    Ok(())
+    result
 }

@@ -9,6 +9,7 @@ use crate::config::{self, Config};
 use crate::driver;
 use crate::driver::mailbox::FromLoop;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
@@ -19,6 +20,11 @@ use twinblk_engine::ids::{NodeId, VolumeId};
 const EVENT_BACKLOG: usize = 4096;
 /// How long a stop waits for a resource.
 const STOP_TIME: Duration = Duration::from_secs(60);
+/// How long the end of the daemon waits for all resources: service managers kill after 90 s.
+pub(crate) const STOP_ALL_TIME: Duration = Duration::from_secs(45);
+/// How long the end of the daemon waits for an order under way. What that order may still start is
+/// refused by then.
+const LAST_ORDER_TIME: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(crate) struct Supervisor {
     listening: Mutex<BTreeSet<String>>,
     /// One `up`, `down` or `adjust` at a time.
     changing: tokio::sync::Mutex<()>,
+    /// The daemon is about to end: nothing is brought up any more.
+    ending: AtomicBool,
 }
 
 pub(crate) fn error(kind: &str, exit_code: u8, reason: String, way_out: &str) -> ErrorBody {
@@ -59,6 +67,7 @@ impl Supervisor {
             events: broadcast::Sender::new(EVENT_BACKLOG),
             listening: Mutex::new(BTreeSet::new()),
             changing: tokio::sync::Mutex::new(()),
+            ending: AtomicBool::new(false),
         }
     }
 
@@ -158,6 +167,11 @@ impl Supervisor {
         }
         let volumes = open_volumes(&config).await?;
         let exports = exports::bind(&config).await?;
+        // From here on nothing waits: what is started is also on the list.
+        if self.ending.load(Ordering::Relaxed) {
+            let reason = format!("the daemon is stopping; {name} is not brought up any more");
+            return Err(error("state", 11, reason, "start the daemon again"));
+        }
         let (to_daemon, from_loop) = mpsc::unbounded_channel();
         let start = driver::StartConfig {
             engine: config.to_engine(random() | 1, random()),
@@ -171,19 +185,25 @@ impl Supervisor {
         let (handle, _thread) =
             driver::start(start).map_err(|e| error("other", 10, e.to_string(), ""))?;
         let running = Arc::new(Running::new(config.clone(), handle));
-        lock(&self.running).insert(name.to_string(), Arc::clone(&running));
-        lock(&self.failed).remove(name);
-        tokio::spawn(hear(
-            Arc::clone(self),
-            name.to_string(),
-            Arc::clone(&running),
-            from_loop,
-        ));
+        self.adopt(name, &running, from_loop);
         let mut tasks = peers::dial(&running);
         tasks.extend(exports::serve(&running, exports));
         lock(&running.tasks).append(&mut tasks);
         self.remember(name, true);
         Ok(format!("{name} is up"))
+    }
+
+    /// Puts a resource whose loop runs on the list and listens to it.
+    pub(super) fn adopt(
+        self: &Arc<Self>,
+        name: &str,
+        running: &Arc<Running>,
+        from_loop: mpsc::UnboundedReceiver<FromLoop>,
+    ) {
+        lock(&self.running).insert(name.to_string(), Arc::clone(running));
+        lock(&self.failed).remove(name);
+        let (supervisor, running) = (Arc::clone(self), Arc::clone(running));
+        tokio::spawn(hear(supervisor, name.to_string(), running, from_loop));
     }
 
     /// `down`.
@@ -214,20 +234,42 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The end of the daemon: everything goes down, the list of what was up stays.
-    pub(crate) async fn stop_all(&self) {
-        let all: Vec<_> = lock(&self.running).clone().into_iter().collect();
-        let stops = all.iter().map(|(name, running)| async move {
-            if let Err(e) = self.stop(running, true).await {
-                tracing::error!(resource = %name, "{}", e.reason);
-            }
-        });
-        for stop in stops {
-            stop.await;
+    /// The end of the daemon: everything goes down at the same time, within `limit` in all, so that
+    /// one resource that is stuck does not cost the others their orderly end. The list of what was up
+    /// stays.
+    pub(crate) async fn stop_all(self: &Arc<Self>, limit: Duration) {
+        self.ending.store(true, Ordering::Relaxed);
+        let end = tokio::time::Instant::now() + limit;
+        let order_end = tokio::time::Instant::now() + LAST_ORDER_TIME.min(limit / 4);
+        // An order that hangs must not keep the others from ending.
+        let _one = tokio::time::timeout_at(order_end, self.changing.lock()).await;
+        let all = lock(&self.running).clone();
+        let mut stops = tokio::task::JoinSet::new();
+        for (name, running) in all {
+            let supervisor = Arc::clone(self);
+            stops.spawn(async move {
+                if let Err(e) = supervisor.stop(&running, true).await {
+                    tracing::error!(resource = %name, "{}", e.reason);
+                }
+            });
+        }
+        let ended = async { while stops.join_next().await.is_some() {} };
+        if tokio::time::timeout_at(end, ended).await.is_err() {
+            let left = self.running_names().join(", ");
+            tracing::error!(
+                "not down within {} s: {left}; the daemon ends all the same, and a Primary among \
+                 them counts as crashed: it resyncs more than needed at the next start",
+                limit.as_secs()
+            );
         }
     }
 
-    fn remember(&self, name: &str, up: bool) {
+    /// Names of the resources that are up.
+    pub(crate) fn running_names(&self) -> Vec<String> {
+        lock(&self.running).keys().cloned().collect()
+    }
+
+    pub(super) fn remember(&self, name: &str, up: bool) {
         let mut wanted = lock(&self.wanted);
         let changed = if up {
             wanted.insert(name.to_string())
@@ -374,3 +416,7 @@ pub(crate) fn random() -> u64 {
     getrandom::fill(&mut bytes).expect("the system has random numbers");
     u64::from_ne_bytes(bytes)
 }
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;

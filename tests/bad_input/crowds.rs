@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// More than are let in at once.
-const CROWD: usize = 100;
+/// Several times as many as are let in at once.
+const CROWD: usize = 200;
 
 fn silent(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).expect("it listens");

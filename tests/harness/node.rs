@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 /// The program under test.
 pub const TWINBLK: &str = env!("CARGO_BIN_EXE_twinblk");
@@ -121,13 +121,18 @@ impl Node {
     /// SIGTERM, and it must end by itself, with success.
     pub fn terminate(&mut self) {
         self.signal("TERM");
+        let status = self.wait_end();
+        assert!(status.success(), "{status}\n{}", self.log_text());
+    }
+
+    /// Waits until it has ended.
+    pub fn wait_end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
-        let status = wait_for(
+        wait_for(
             "the daemon to end",
             || child.try_wait().expect("a child"),
             || self.log_text(),
-        );
-        assert!(status.success(), "{status}\n{}", self.log_text());
+        )
     }
 
     pub fn is_running(&mut self) -> bool {

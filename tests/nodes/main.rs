@@ -6,6 +6,7 @@ mod harness;
 
 mod both_killed;
 mod commands;
+mod daemon_end;
 mod flood;
 mod interrupted_resync;
 mod link_cut;
