@@ -65,11 +65,12 @@ pub(crate) struct ResourceStatus {
     pub(crate) name: String,
     /// This node's name.
     pub(crate) node: String,
-    /// Whether `up` has been done. When false the other fields are empty.
+    /// Whether `up` has been done. When false the other fields are empty, except `suspended`.
     pub(crate) up: bool,
     /// Primary, Secondary, Unknown.
     pub(crate) role: String,
-    /// Why writes are held back at the moment, if they are.
+    /// Why writes are held back at the moment, if they are. Of a resource that is not up: why, if
+    /// it should be.
     pub(crate) suspended: Option<String>,
     /// Clients that hold the export.
     pub(crate) open_clients: Vec<String>,

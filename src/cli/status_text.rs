@@ -15,6 +15,9 @@ pub(super) fn resource(r: &ResourceStatus) -> String {
 fn write_resource(out: &mut String, r: &ResourceStatus) -> std::fmt::Result {
     if !r.up {
         writeln!(out, "{} down", r.name)?;
+        if let Some(why) = &r.suspended {
+            return reason(out, "  ", why);
+        }
         return writeln!(out, "  not started on this node: `twinblk up {}`", r.name);
     }
     writeln!(out, "{} role:{}", r.name, r.role)?;
@@ -235,5 +238,9 @@ r0 role:Secondary
     fn a_resource_that_is_down() {
         let expected = "r0 down\n  not started on this node: `twinblk up r0`\n";
         assert_eq!(resource(&down("r0")), expected);
+        let mut failed = down("r0");
+        failed.suspended = Some("/dev/vg/r0 does not exist\nit is tried again".into());
+        let expected = "r0 down\n  /dev/vg/r0 does not exist\n  it is tried again\n";
+        assert_eq!(resource(&failed), expected);
     }
 }

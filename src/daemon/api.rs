@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
@@ -25,8 +26,21 @@ const ORDER_TIME: Duration = Duration::from_secs(30);
 
 type Shared = State<Arc<Supervisor>>;
 
+/// The file of a socket that this daemon bound. It is removed when this is dropped, however the daemon
+/// ends, so that nobody takes a dead daemon for one that does not answer.
+#[derive(Debug)]
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// Binds the control socket.
-pub(crate) async fn listen(path: &std::path::Path) -> Result<UnixListener, DaemonError> {
+pub(crate) async fn listen(
+    path: &std::path::Path,
+) -> Result<(UnixListener, SocketFile), DaemonError> {
     let shown = path.display();
     if tokio::net::UnixStream::connect(path).await.is_ok() {
         return Err(DaemonError::InUse(format!(
@@ -40,9 +54,10 @@ pub(crate) async fn listen(path: &std::path::Path) -> Result<UnixListener, Daemo
     let listener = UnixListener::bind(path).map_err(|e| {
         DaemonError::System(format!("the control socket {shown} cannot be made: {e}"))
     })?;
+    let file = SocketFile(path.to_path_buf());
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))
         .map_err(|e| DaemonError::System(format!("{shown}: {e}")))?;
-    Ok(listener)
+    Ok((listener, file))
 }
 
 /// Serves it.
@@ -230,4 +245,21 @@ fn json_line(line: &EventLine) -> Bytes {
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
     bytes.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_goes_with_the_daemon() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("control");
+        let (listener, file) = listen(&path).await.expect("it is free");
+        let error = listen(&path).await.expect_err("it is taken");
+        assert!(error.to_string().contains("--control"), "{error}");
+        assert!(path.exists(), "the other's socket stays");
+        drop((listener, file));
+        assert!(!path.exists());
+    }
 }

@@ -2,8 +2,10 @@
 //! listening and dialling, hello and NBD negotiation. Ready sockets go to the resources' loops
 //! ([`crate::driver`]); nothing of the data path passes here.
 //!
-//! * [`supervisor`]: the list of resources, up and down, what came of a loop;
+//! * [`supervisor`]: the list of resources, up and down, what came of a loop; [`come_back`]: up again
+//!   at the daemon's start;
 //! * [`peers`]: listening for peers, dialling them, pairing sockets;
+//! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
@@ -11,6 +13,7 @@
 //! * [`state`]: the state directory: lock, and which resources were up.
 
 mod api;
+mod come_back;
 mod convert;
 mod exports;
 #[cfg(test)]
@@ -21,6 +24,7 @@ mod signals;
 mod state;
 mod strangers;
 mod supervisor;
+mod volumes;
 
 use crate::config;
 use std::path::PathBuf;
@@ -49,9 +53,6 @@ pub(crate) enum DaemonError {
     /// Another daemon has the state directory or the control socket.
     #[error("{0}")]
     InUse(String),
-    /// An address cannot be listened on.
-    #[error("{0}")]
-    Listen(String),
     /// The system refuses something.
     #[error("{0}")]
     System(String),
@@ -66,7 +67,7 @@ impl DaemonError {
         match self {
             Self::Config(_) => 21,
             Self::InUse(_) => 12,
-            Self::Listen(_) | Self::System(_) => 10,
+            Self::System(_) => 10,
             Self::CutShort(_, signal) => signal.exit_code(),
         }
     }
@@ -101,9 +102,9 @@ async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
         tracing::warn!("{warning}");
     }
     let state = state::StateDir::open(&options.state_dir)?;
-    let listener = api::listen(&options.control).await?;
+    let (listener, _socket) = api::listen(&options.control).await?;
     let supervisor = Arc::new(Supervisor::new(options.clone(), config, state));
-    supervisor.listen_for_peers().await?;
+    supervisor.listen_for_peers().await;
     let api = tokio::spawn(api::serve(listener, Arc::clone(&supervisor)));
     let life = async {
         supervisor.bring_back().await;
@@ -132,6 +133,5 @@ async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
         }
     };
     api.abort();
-    let _ = std::fs::remove_file(&options.control);
     result
 }

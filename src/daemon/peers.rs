@@ -5,7 +5,6 @@
 //! Whoever connects is a stranger until it has proved that it knows the secret. Strangers cannot keep
 //! a peer out ([`super::strangers`]), and nothing they say is repeated as it is.
 
-use super::DaemonError;
 use super::running::{Running, lock};
 use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::{Supervisor, random};
@@ -64,10 +63,19 @@ struct Half {
 
 type Halves = Mutex<BTreeMap<(String, u8, u64), Half>>;
 
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}; {fix}")]
+pub(crate) struct ListenError {
+    pub(crate) what: String,
+    pub(crate) fix: &'static str,
+}
+
 /// Listens for peers on one address.
-pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result<(), DaemonError> {
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        let fix = match e.kind() {
+pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result<(), ListenError> {
+    let listener = TcpListener::bind(address).await.map_err(|e| ListenError {
+        what: format!("cannot listen for peers on {address}: {e}"),
+        fix: match e.kind() {
             std::io::ErrorKind::AddrInUse => {
                 "another program listens there; stop it, or change `address` of this node"
             }
@@ -76,8 +84,7 @@ pub(crate) async fn listen(supervisor: Arc<Supervisor>, address: &str) -> Result
                  --node if this is another node"
             }
             _ => "correct `address` of this node",
-        };
-        DaemonError::Listen(format!("cannot listen for peers on {address}: {e}; {fix}"))
+        },
     })?;
     let door = Arc::new(Door {
         supervisor,

@@ -3,7 +3,7 @@
 
 use super::running::{Running, lock};
 use super::state::StateDir;
-use super::{DaemonError, DaemonOptions, convert, exports, peers};
+use super::{DaemonOptions, convert, exports, peers, volumes};
 use crate::api::{ErrorBody, EventLine, ResourceStatus};
 use crate::config::{self, Config};
 use crate::driver;
@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 use twinblk_engine::command::Command;
-use twinblk_engine::ids::{NodeId, VolumeId};
 
 /// Lines an event listener may lag behind before it is dropped.
 const EVENT_BACKLOG: usize = 4096;
@@ -31,19 +30,27 @@ const LAST_ORDER_TIME: Duration = Duration::from_secs(5);
 pub(crate) struct Supervisor {
     options: DaemonOptions,
     config: Mutex<Config>,
-    state: StateDir,
+    pub(super) state: StateDir,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
     /// The resources that shall be up, also after a restart: what `up` brought up and no `down`
     /// took down, whether or not they could be brought back.
-    wanted: Mutex<BTreeSet<String>>,
+    pub(super) wanted: Mutex<BTreeSet<String>>,
     /// Why a resource that should be up is not.
-    failed: Mutex<BTreeMap<String, String>>,
+    pub(super) failed: Mutex<BTreeMap<String, Failed>>,
     pub(crate) events: broadcast::Sender<EventLine>,
     listening: Mutex<BTreeSet<String>>,
     /// One `up`, `down` or `adjust` at a time.
-    changing: tokio::sync::Mutex<()>,
+    pub(super) changing: tokio::sync::Mutex<()>,
     /// The daemon is about to end: nothing is brought up any more.
-    ending: AtomicBool,
+    pub(super) ending: AtomicBool,
+}
+
+/// Why a resource is not up.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) reason: String,
+    /// It is tried again by itself (`come_back`).
+    pub(super) retried: bool,
 }
 
 pub(crate) fn error(kind: &str, exit_code: u8, reason: String, way_out: &str) -> ErrorBody {
@@ -75,32 +82,30 @@ impl Supervisor {
         lock(&self.config).node_name.clone()
     }
 
-    /// Listens on every address peers reach this node at.
-    pub(crate) async fn listen_for_peers(self: &Arc<Self>) -> Result<(), DaemonError> {
-        let wanted: BTreeSet<String> = lock(&self.config)
+    /// Listens on every address peers reach this node at, so that peers are told also of resources
+    /// that are not up. An address that cannot be listened on is the trouble of its resources alone,
+    /// when they are brought up.
+    pub(crate) async fn listen_for_peers(self: &Arc<Self>) {
+        let _one = self.changing.lock().await;
+        let addresses: BTreeSet<String> = lock(&self.config)
             .resources
             .iter()
             .map(|r| r.me.address.to_string())
             .collect();
-        for address in wanted {
-            if !lock(&self.listening).contains(&address) {
-                peers::listen(Arc::clone(self), &address).await?;
-                lock(&self.listening).insert(address);
+        for address in addresses {
+            if let Err(e) = self.listen(&address).await {
+                tracing::warn!("{e}");
             }
         }
-        Ok(())
     }
 
-    /// Brings up what was up when the daemon last ran.
-    pub(crate) async fn bring_back(self: &Arc<Self>) {
-        let were_up = self.state.were_up();
-        lock(&self.wanted).clone_from(&were_up);
-        for name in were_up {
-            if let Err(e) = self.up(&name).await {
-                tracing::error!(resource = %name, "cannot be brought up: {} {}", e.reason, e.way_out);
-                lock(&self.failed).insert(name, e.reason);
-            }
+    /// Listens on an address, if it does not yet. One at a time (`changing`).
+    async fn listen(self: &Arc<Self>, address: &str) -> Result<(), peers::ListenError> {
+        if !lock(&self.listening).contains(address) {
+            peers::listen(Arc::clone(self), address).await?;
+            lock(&self.listening).insert(address.to_string());
         }
+        Ok(())
     }
 
     /// Names of all resources: those in the files, and those that run although their file is gone.
@@ -134,7 +139,7 @@ impl Supervisor {
         self.configured(name)?;
         self.running(name).ok_or_else(|| {
             let mut reason = format!("{name} is not up");
-            if let Some(why) = lock(&self.failed).get(name) {
+            if let Some(why) = self.why_down(name) {
                 reason.push_str(&format!(": {why}"));
             }
             error("not-up", 10, reason, &format!("run `twinblk up {name}`"))
@@ -148,24 +153,64 @@ impl Supervisor {
             Some(running) => convert::status(&running).await,
             None => {
                 let mut status = convert::down(&config);
-                status.suspended = lock(&self.failed).get(name).cloned();
+                status.suspended = self.why_down(name);
                 status
             }
+        })
+    }
+
+    /// Why a resource that is not up should be, or was to be.
+    fn why_down(&self, name: &str) -> Option<String> {
+        let failed = lock(&self.failed);
+        let Failed { reason, retried } = failed.get(name)?;
+        Some(match retried {
+            true => format!(
+                "{reason}\nit is tried again every few seconds, until it is up or `twinblk down \
+                 {name}` is ordered"
+            ),
+            false => reason.clone(),
         })
     }
 
     /// `up`.
     pub(crate) async fn up(self: &Arc<Self>, name: &str) -> Result<String, ErrorBody> {
         let _one = self.changing.lock().await;
+        let result = self.bring_up(name).await;
+        if let Err(e) = &result
+            && self.configured(name).is_ok()
+        {
+            // Whoever ordered it knows now, and goes on.
+            self.note_failure(name, e, false);
+        }
+        result
+    }
+
+    /// Remembers why a resource could not be brought up; logs what is new.
+    pub(super) fn note_failure(&self, name: &str, error: &ErrorBody, retried: bool) {
+        let mut reason = error.reason.clone();
+        if !error.way_out.is_empty() {
+            reason.push_str(&format!("; {}", error.way_out));
+        }
+        let failed = Failed { reason, retried };
+        let old = lock(&self.failed).get(name).map(|f| f.reason.clone());
+        if retried && old.as_ref() != Some(&failed.reason) {
+            let reason = &failed.reason;
+            tracing::error!(resource = %name, "cannot be brought up, is tried again: {reason}");
+        }
+        lock(&self.failed).insert(name.to_string(), failed);
+    }
+
+    /// Brings a resource up. One at a time (`changing`).
+    pub(super) async fn bring_up(self: &Arc<Self>, name: &str) -> Result<String, ErrorBody> {
         self.reload()?;
         let config = self.configured(name)?;
         if self.running(name).is_some() {
             return Ok(format!("{name} is already up"));
         }
-        if let Err(e) = self.listen_for_peers().await {
-            return Err(error("config", 10, e.to_string(), ""));
-        }
-        let volumes = open_volumes(&config).await?;
+        self.listen(&config.me.address.to_string())
+            .await
+            .map_err(|e| error("config", 10, e.what, e.fix))?;
+        let volumes = volumes::open(&config).await?;
         let exports = exports::bind(&config).await?;
         // From here on nothing waits: what is started is also on the list.
         if self.ending.load(Ordering::Relaxed) {
@@ -366,48 +411,13 @@ async fn hear(
     let result = running.ended.borrow().clone();
     if let Some(Err(reason)) = result {
         tracing::error!(resource = %name, "stopped: {reason}");
-        lock(&supervisor.failed).insert(name.clone(), reason);
+        let failed = Failed {
+            reason,
+            retried: false,
+        };
+        lock(&supervisor.failed).insert(name.clone(), failed);
     }
     running.told.send_replace(true);
-}
-
-async fn open_volumes(config: &config::Resource) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {
-    let mut opened = Vec::new();
-    for volume in &config.me.volumes {
-        let spec = driver::VolumeSpec {
-            volume: VolumeId(volume.number),
-            disk: volume.disk.clone(),
-            meta: match &volume.meta {
-                config::MetaDisk::Internal => driver::MetaDisk::Internal,
-                config::MetaDisk::External(path) => driver::MetaDisk::External(path.clone()),
-            },
-            resource: config.name.clone(),
-            node: NodeId(config.me.id),
-            block_size: config.block_size(),
-        };
-        let result = tokio::task::spawn_blocking(move || driver::open_volume(spec)).await;
-        match result {
-            Ok(Ok(volume)) => opened.push(volume),
-            Ok(Err(e)) => {
-                use driver::OpenVolumeError as E;
-                let (kind, code) = match e {
-                    E::InUse { .. } => ("in-use", 12),
-                    E::Metadata { .. } => ("metadata", 22),
-                    _ => ("no-disk", 16),
-                };
-                return Err(error(kind, code, e.to_string(), ""));
-            }
-            Err(e) => {
-                return Err(error(
-                    "other",
-                    10,
-                    format!("opening the disk failed: {e}"),
-                    "",
-                ));
-            }
-        }
-    }
-    Ok(opened)
 }
 
 /// A random number.

@@ -7,32 +7,66 @@ use std::process::{Command, Stdio};
 
 #[test]
 fn the_port_is_in_use() {
-    let stage = Stage::new(Plan::new("C"));
-    let _taken = TcpListener::bind(stage.address(0)).expect("nobody else does");
-    let output = stage.nodes[0].daemon_command().output().expect("it runs");
-    let (_, err) = texts(&output);
-    assert_eq!(output.status.code(), Some(10), "{err}");
-    assert!(
-        err.contains(&stage.address(0)) && err.contains("stop it"),
-        "{err}"
-    );
+    let mut stage = Stage::new(Plan::new("C"));
+    let taken = TcpListener::bind(stage.address(0)).expect("nobody else does");
+    let address = stage.address(0);
+    stage.nodes[0].ok(&["create-md", "r0"]);
+    stage.nodes[0].start();
+    let err = stage.nodes[0].refused(10, &["up", "r0"]);
+    assert!(err.contains(&address) && err.contains("stop it"), "{err}");
+    let text = stage.nodes[0].ok(&["status"]);
+    assert!(text.contains(&address), "it is told later as well: {text}");
+    drop(taken);
+    stage.nodes[0].ok(&["up", "r0"]);
+}
+
+/// What belongs to one resource, with a disk, an address and an export of its own.
+fn another_resource(stage: &Stage, address: &str) -> String {
+    let export = stage.nodes[0].export.display().to_string();
+    stage
+        .config_text()
+        .replace("name = \"r0\"", "name = \"r1\"")
+        .replace(&stage.address(0), address)
+        .replace(&stage.address(1), "192.0.2.2:7790")
+        .replace(".img", ".img2")
+        .replace(&export, &format!("{export}2"))
 }
 
 #[test]
-fn an_address_this_machine_does_not_have() {
-    let stage = Stage::new(Plan::new("C"));
-    stage.configure(
-        &stage
-            .config_text()
-            .replace(&stage.address(0), "192.0.2.1:7789"),
-    );
-    let output = stage.nodes[0].daemon_command().output().expect("it runs");
-    let (_, err) = texts(&output);
-    assert_eq!(output.status.code(), Some(10), "{err}");
+fn an_address_this_machine_does_not_have_is_the_trouble_of_its_resource_alone() {
+    let mut stage = Stage::new(Plan::new("C"));
+    let wrong = another_resource(&stage, "192.0.2.1:7790");
+    std::fs::write(stage.config_dir().join("r1.toml"), wrong).expect("a file");
+    for node in &mut stage.nodes {
+        node.ok(&["create-md", "r0"]);
+        node.start();
+        node.ok(&["up", "r0"]);
+    }
+    let err = stage.nodes[0].refused(10, &["up", "r1"]);
     assert!(
-        err.contains("192.0.2.1:7789") && err.contains("--node"),
+        err.contains("192.0.2.1:7790") && err.contains("--node"),
         "{err}"
     );
+    stage.nodes[0].ok(&["wait-connect", "r0", "--timeout", "60"]);
+}
+
+/// At boot an address may come after the daemon.
+#[test]
+fn an_address_that_comes_later_is_waited_for() {
+    let mut stage = Stage::in_sync(Plan::new("C"));
+    stage.nodes[0].terminate();
+    let taken = TcpListener::bind(stage.address(0)).expect("nobody else does");
+    stage.nodes[0].start();
+    let why = |s: &serde_json::Value| s["suspended"].as_str().unwrap_or_default().to_owned();
+    let address = stage.address(0);
+    stage.nodes[0].wait("says what it lacks", |s| {
+        s["up"] == false && why(s).contains(&address) && why(s).contains("tried again")
+    });
+    drop(taken);
+    stage.wait_in_sync();
+    stage.nodes[0].ok(&["primary", "r0"]);
+    crate::still_works(&mut stage);
+    stage.stop_and_compare();
 }
 
 #[test]

@@ -222,19 +222,26 @@ fn an_order_whose_giver_goes_away_is_carried_out() {
     stage.stop_and_compare();
 }
 
-/// A resource that could not be brought back is not forgotten: the next start tries again.
+/// A resource that could not be brought back is not forgotten: it comes up when it can.
 #[test]
-fn what_could_not_be_brought_back_is_tried_again_after_the_next_start() {
+fn what_could_not_be_brought_back_comes_back_as_soon_as_it_can() {
     let mut stage = Stage::in_sync(Plan::new("C"));
-    stage.nodes[1].terminate();
     let (disk, away) = (stage.nodes[1].disk.clone(), stage.path().join("away"));
-    std::fs::rename(&disk, &away).unwrap();
-    stage.nodes[1].start();
-    let text = stage.nodes[1].refused(10, &["role", "r0"]);
-    assert!(text.contains("bravo.img"), "why it is not up: {text}");
     stage.nodes[1].terminate();
-    std::fs::rename(&away, &disk).unwrap();
+    std::fs::rename(&disk, &away).unwrap();
+    // Also the next daemon knows of it.
+    for _ in 0..2 {
+        stage.nodes[1].start();
+        stage.nodes[1].wait("says why it is not up, and what comes of it", |s| {
+            let why = s["suspended"].as_str().unwrap_or_default();
+            why.contains("bravo.img") && why.contains("tried again")
+        });
+        let text = stage.nodes[1].refused(10, &["role", "r0"]);
+        assert!(text.contains("bravo.img"), "{text}");
+        stage.nodes[1].terminate();
+    }
     stage.nodes[1].start();
+    std::fs::rename(&away, &disk).unwrap();
     stage.wait_in_sync();
     stage.stop_and_compare();
 }
