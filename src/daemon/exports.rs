@@ -2,6 +2,7 @@
 //! loop. The exports listen on a Secondary too: clients are told there who is Primary.
 
 use super::running::{Running, lock};
+use super::sockets;
 use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::error;
 use crate::api::ErrorBody;
@@ -125,6 +126,7 @@ async fn accept(door: Arc<Door>, listener: Listener) {
                 let (door, place) = (Arc::clone(&door), door.strangers.admit());
                 tokio::spawn(async move {
                     let _ = stream.set_nodelay(true);
+                    sockets::prepare_client(&stream);
                     let client = from.to_string();
                     if let Some((stream, session)) = negotiate(&door, &place, stream, &client).await
                         && let Ok(stream) = stream.into_std()

@@ -8,6 +8,7 @@
 //! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
+//! * [`sockets`]: options of both's sockets;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
 //! * [`signals`]: SIGTERM and SIGINT;
 //! * [`state`]: the state directory: lock, and which resources were up.
@@ -21,6 +22,7 @@ mod fake_loop;
 mod peers;
 mod running;
 mod signals;
+mod sockets;
 mod state;
 mod strangers;
 mod supervisor;

@@ -6,6 +6,7 @@
 //! a peer out ([`super::strangers`]), and nothing they say is repeated as it is.
 
 use super::running::{Running, lock};
+use super::sockets;
 use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::{Supervisor, random};
 use crate::config;
@@ -209,7 +210,7 @@ async fn greet(
     acceptor: &mut Acceptor,
     mut stream: TcpStream,
 ) -> Result<(TcpStream, Established), Dropped> {
-    let _ = stream.set_nodelay(true);
+    sockets::prepare_peer(&stream);
     let mut buf = vec![0; 4096];
     let first = tokio::time::timeout(FIRST_BYTES_TIME, stream.read(&mut buf)).await;
     let mut n = first.map_err(|_| Dropped::Silent)??;
@@ -404,7 +405,7 @@ async fn connect_one(
     let mut stream = TcpStream::connect(&address)
         .await
         .map_err(|e| format!("{} ({address}) cannot be reached: {e}", node.name))?;
-    let _ = stream.set_nodelay(true);
+    sockets::prepare_peer(&stream);
     let hello = PeerHello {
         version_min: 0,
         version_max: 0,

@@ -9,6 +9,7 @@ mod commands;
 mod daemon_end;
 mod flood;
 mod interrupted_resync;
+mod keepalive;
 mod link_cut;
 mod primary_killed;
 mod roles;
