@@ -7,7 +7,7 @@ use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::error;
 use crate::api::ErrorBody;
 use crate::config::{self, Export as Address};
-use crate::driver::mailbox::{MAX_NBD_PAYLOAD, StatusReply, ToLoop};
+use crate::driver::mailbox::{MAX_NBD_CONNECTIONS, MAX_NBD_PAYLOAD, StatusReply, ToLoop};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -177,7 +177,7 @@ async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     client: &str,
 ) -> Option<(S, Session)> {
-    let talk = tokio::time::timeout(NEGOTIATION_TIME, talk(door, place, &mut stream));
+    let talk = tokio::time::timeout(NEGOTIATION_TIME, talk(door, place, &mut stream, client));
     let result = tokio::select! {
         biased;
         result = talk => result.unwrap_or(Err(TurnedAway::Slow)),
@@ -229,6 +229,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     door: &Door,
     place: &Place,
     stream: &mut S,
+    client: &str,
 ) -> Result<Session, TurnedAway> {
     let left = |_| TurnedAway::Left;
     let mut negotiation = Negotiation::new();
@@ -242,6 +243,16 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     place.spoke();
     while n > 0 {
         let offer = Offer::of(&door.running).await;
+        if offer.full
+            && let Some(left_out) = door.warnings.may("full", Instant::now())
+        {
+            let (resource, more) = (&offer.name, and_more(left_out));
+            tracing::warn!(
+                %resource,
+                "an NBD client, {client}, is refused: there are {MAX_NBD_CONNECTIONS} connections \
+                 already{more}"
+            );
+        }
         let mut out = Vec::new();
         let progress = negotiation.feed(&buf[..n], &offer, &mut out);
         stream.write_all(&out).await.map_err(left)?;
@@ -260,18 +271,24 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
 struct Offer {
     name: String,
     lookup: Lookup,
+    /// There are as many connections as there may be.
+    full: bool,
 }
 
 impl Offer {
     async fn of(running: &Running) -> Self {
         let name = lock(&running.config).name.clone();
-        let lookup = match running.status().await {
-            Ok(reply) => look(&name, &reply),
-            Err(_) => Lookup::Refused {
-                policy_text: format!("{name} is going down"),
-            },
+        let (lookup, full) = match running.status().await {
+            Ok(reply) => {
+                let full = reply.driver.nbd_connections >= MAX_NBD_CONNECTIONS;
+                (look(&name, &reply), full)
+            }
+            Err(_) => {
+                let policy_text = format!("{name} is going down");
+                (Lookup::Refused { policy_text }, false)
+            }
         };
-        Self { name, lookup }
+        Self { name, lookup, full }
     }
 }
 
@@ -285,6 +302,14 @@ fn look(name: &str, reply: &StatusReply) -> Lookup {
             None => format!("{name} is Secondary on {here}; no Primary is known"),
         };
         return Lookup::Refused { policy_text };
+    }
+    if reply.driver.nbd_connections >= MAX_NBD_CONNECTIONS {
+        return Lookup::Refused {
+            policy_text: format!(
+                "{name} serves {MAX_NBD_CONNECTIONS} connections already, as many as it may; close \
+                 some first"
+            ),
+        };
     }
     let Some(volume) = status.volumes.first() else {
         return Lookup::Unknown;

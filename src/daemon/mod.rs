@@ -85,6 +85,11 @@ pub(crate) fn run(options: DaemonOptions) -> Result<(), DaemonError> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .try_init();
+    if let Err(e) = raise_descriptor_limit() {
+        tracing::warn!(
+            "the limit of open files stays as it is ({e}); many clients at once may use it up"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -93,6 +98,15 @@ pub(crate) fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     // A disk that does not answer may still hold a thread that opens it.
     runtime.shutdown_background();
     result
+}
+
+/// Allows as many open files as this process may have: what shells and service managers set at first
+/// (1024) is for programs that use select(2).
+fn raise_descriptor_limit() -> rustix::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, maximum })
 }
 
 async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {

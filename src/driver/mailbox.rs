@@ -139,3 +139,8 @@ pub(crate) struct LoopGone;
 
 /// Longest payload of an NBD read or write in bytes, as offered to clients.
 pub(crate) const MAX_NBD_PAYLOAD: u32 = 4 << 20;
+
+/// NBD connections a resource serves at once. Every one costs a descriptor, and a daemon without
+/// descriptors can neither dial its peers nor take orders. Clients that open many (QEMU, nbdcopy,
+/// the kernel's driver) open some 16.
+pub(crate) const MAX_NBD_CONNECTIONS: u64 = 256;

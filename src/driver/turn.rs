@@ -8,7 +8,7 @@ use super::buffers::Pool;
 use super::counters::{Counters, driver_status};
 use super::disk::{Core, Disk, Engine};
 use super::disk_ring;
-use super::mailbox::{FromLoop, StatusReply, ToLoop};
+use super::mailbox::{FromLoop, MAX_NBD_CONNECTIONS, StatusReply, ToLoop};
 use super::nbd_links::NbdLinks;
 use super::peers::Peers;
 use super::ring::{Completion, Kind, Ring, Token};
@@ -285,8 +285,11 @@ impl Turn {
                 volume,
                 client,
             } => {
-                // Refused: dropping the socket closes it.
-                if let Ok(id) = self.engine.open_export(volume, client) {
+                // Refused: dropping the socket closes it. Those that are too many were told so while
+                // they negotiated; here end those that negotiated at the same moment.
+                if self.nbd.connections() < MAX_NBD_CONNECTIONS
+                    && let Ok(id) = self.engine.open_export(volume, client)
+                {
                     let io = self.volumes.iter().find(|io| io.volume == volume);
                     let fast_zero = io.is_some_and(|io| io.data.target().fast_zero);
                     self.nbd.add(id, volume, socket, session, fast_zero);

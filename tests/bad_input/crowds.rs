@@ -2,7 +2,7 @@
 //! log stays readable.
 
 use super::strangers::bravo_alone;
-use crate::harness::nbd::Client;
+use crate::harness::nbd::{Client, EnterError};
 use crate::harness::stage::{Plan, Stage};
 use crate::harness::wait_for;
 use std::io::{ErrorKind, Read, Write};
@@ -128,6 +128,52 @@ fn a_silent_crowd_on_the_export_keeps_no_client_out() {
     Client::unix(export).expect("it gets in").disconnect();
     Client::tcp(&address).expect("it gets in").disconnect();
     drop((crowd, other));
+    crate::still_works(&mut stage);
+    stage.stop_and_compare();
+}
+
+/// The daemon may open as many files as the system lets it.
+#[test]
+fn the_limit_of_open_files_is_raised() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let mut limit: Rlimit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.expect("a number");
+    limit.current = Some(most - 1);
+    setrlimit(Resource::Nofile, limit).expect("less is always allowed");
+    let stage = bravo_alone();
+    let path = format!("/proc/{}/limits", stage.nodes[1].pid());
+    let text = std::fs::read_to_string(path).expect("limits");
+    let line = text.lines().find(|l| l.starts_with("Max open files"));
+    let words: Vec<_> = line.expect("the line").split_whitespace().collect();
+    assert_eq!(words[3], most.to_string(), "{text}");
+}
+
+#[test]
+fn one_connection_too_many_is_refused_in_words() {
+    const MOST: usize = 256;
+    let mut stage = Stage::in_sync(Plan::new("C"));
+    let export = stage.nodes[0].export.clone();
+    let mut clients: Vec<_> = (0..MOST)
+        .map(|_| Client::unix(&export).expect("there is room"))
+        .collect();
+    match Client::unix(&export) {
+        Err(EnterError::Refused(e)) => {
+            let text = e.to_string();
+            assert!(text.contains("256 connections"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let log = stage.nodes[0].log_text();
+    assert!(log.contains("256 connections"), "{log}");
+    clients.pop().expect("many").disconnect();
+    stage.nodes[0].wait("there is room again", |s| {
+        s["driver"]["nbd_connections"] == MOST - 1
+    });
+    Client::unix(&export).expect("it gets in").disconnect();
+    drop(clients);
+    stage.nodes[0].wait("nobody holds it", |s| {
+        s["open_clients"] == serde_json::json!([])
+    });
     crate::still_works(&mut stage);
     stage.stop_and_compare();
 }

@@ -2,6 +2,7 @@
 
 use super::client::*;
 use super::kit::{Node, create_disk, open};
+use crate::driver::mailbox::MAX_NBD_CONNECTIONS;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use twinblk_engine::command::Command;
@@ -252,4 +253,20 @@ fn down_with_force_ends_clients_and_frees_the_disk() {
     node.down(true);
     assert_eq!(client.stream.read(&mut [0; 16]).expect("closed"), 0);
     open(&path, 0).expect("unlocked");
+}
+
+#[test]
+fn there_are_never_more_connections_than_may_be() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut node = Node::fresh(directory.path(), 0, SIZE);
+    node.primary(true);
+    let mut clients: Vec<_> = (0..MAX_NBD_CONNECTIONS)
+        .map(|_| node.client(false))
+        .collect();
+    let mut rest = Vec::new();
+    let end = node.client(false).stream.read_to_end(&mut rest);
+    assert_eq!(end.expect("closed"), 0);
+    clients.last_mut().expect("many").write(0, &[1; 512]);
+    drop(clients);
+    node.down(true);
 }
