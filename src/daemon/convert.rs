@@ -1,6 +1,6 @@
 //! The engine's words in the form of the control API.
 
-use super::running::Running;
+use super::running::{NoStatus, Running, lock};
 use crate::api::{
     DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus,
     VolumeStatus,
@@ -284,10 +284,28 @@ pub(crate) fn state_lines(status: &ResourceStatus) -> Vec<EventLine> {
     lines
 }
 
-/// A running resource's status, or that it is not up any more.
+/// A running resource's status; that it is not up any more; or what is known of it while its loop does
+/// not answer.
 pub(crate) async fn status(running: &Running) -> ResourceStatus {
-    match running.status().await {
-        Ok(reply) => up(&super::running::lock(&running.config).clone(), reply),
-        Err(_) => down(&super::running::lock(&running.config).clone()),
+    let result = running.status().await;
+    let config = lock(&running.config).clone();
+    let words = "the resource's loop does not answer, it may wait for its disk";
+    match result {
+        Ok(reply) => up(&config, reply),
+        Err(NoStatus::Gone) => down(&config),
+        Err(NoStatus::Silent) => match running.last_picture() {
+            Some((when, reply)) => ResourceStatus {
+                suspended: Some(format!(
+                    "{words}; this is what it told {} s ago",
+                    when.elapsed().as_secs()
+                )),
+                ..up(&config, reply)
+            },
+            None => ResourceStatus {
+                up: true,
+                suspended: Some(format!("{words}; nothing is known of it yet")),
+                ..down(&config)
+            },
+        },
     }
 }

@@ -5,12 +5,14 @@ use super::running::Running;
 use super::state::StateDir;
 use super::supervisor::Supervisor;
 use crate::config;
-use crate::driver::mailbox::{FromLoop, LoopHandle, ToLoop};
+use crate::driver::mailbox::{DriverStatus, FromLoop, LoopHandle, StatusReply, ToLoop};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use tokio::sync::mpsc::UnboundedSender;
 use twinblk_engine::command::{Command, CommandResult};
-use twinblk_engine::ids::CommandId;
+use twinblk_engine::event::Role;
+use twinblk_engine::ids::{CommandId, NodeId};
+use twinblk_engine::status::Status;
 
 /// A supervisor with a configuration of r0 and r1, in directories of its own.
 pub(super) struct Kit {
@@ -39,6 +41,11 @@ impl Kit {
             supervisor,
             directory,
         }
+    }
+
+    /// Changes the secret of r0 in its file.
+    pub(super) fn change_secret(&self, secret: &str) {
+        configure(self.directory.path(), "r0", 17789, secret);
     }
 
     /// What the next daemon would bring up.
@@ -72,6 +79,23 @@ fn configure(path: &Path, name: &str, port: u16, secret: &str) {
     std::fs::write(path.join("config").join(format!("{name}.toml")), text).expect("a file");
 }
 
+fn picture() -> StatusReply {
+    StatusReply {
+        status: Status {
+            resource: "r0".into(),
+            node: NodeId(0),
+            node_name: "alpha".into(),
+            role: Role::Primary,
+            suspended: None,
+            open_clients: Vec::new(),
+            volumes: Vec::new(),
+            peers: Vec::new(),
+        },
+        driver: DriverStatus::default(),
+        now: twinblk_engine::time::Instant(0),
+    }
+}
+
 /// The test's end of a loop.
 pub(super) struct FakeLoop {
     orders: mpsc::Receiver<ToLoop>,
@@ -85,6 +109,20 @@ impl FakeLoop {
             match self.orders.try_recv() {
                 Ok(ToLoop::Command(id, command)) => return (id, command),
                 Ok(_) => {}
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Tells its state to whoever asks next.
+    pub(super) async fn tell_state(&self) {
+        loop {
+            match self.orders.try_recv() {
+                Ok(ToLoop::Status(asker)) => {
+                    let _ = asker.send(picture());
+                    return;
+                }
+                Ok(other) => panic!("{other:?}"),
                 Err(_) => tokio::task::yield_now().await,
             }
         }

@@ -3,7 +3,7 @@
 //! ([`crate::driver`]); nothing of the data path passes here.
 //!
 //! * [`supervisor`]: the list of resources, up and down, what came of a loop; [`come_back`]: up again
-//!   at the daemon's start;
+//!   at the daemon's start; [`adjust`]: changes while it runs;
 //! * [`peers`]: listening for peers, dialling them, pairing sockets;
 //! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
@@ -13,6 +13,7 @@
 //! * [`signals`]: SIGTERM and SIGINT;
 //! * [`state`]: the state directory: lock, and which resources were up.
 
+mod adjust;
 mod api;
 mod come_back;
 mod convert;

@@ -4,15 +4,31 @@ use super::convert;
 use super::peers::DialState;
 use crate::api::EventLine;
 use crate::config;
-use crate::driver::mailbox::{FromLoop, LoopGone, LoopHandle, StatusReply, ToLoop};
+use crate::driver::mailbox::{FromLoop, LoopHandle, StatusReply, ToLoop};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
-use twinblk_engine::event::Severity;
+use twinblk_engine::event::{Event, Severity, What};
 use twinblk_engine::ids::CommandId;
+
+/// How long the loop may take to tell its state; it does so between two turns.
+const STATUS_TIME: Duration = Duration::from_secs(2);
+
+/// Where the answer to an order arrives. Fails when the loop ended first.
+pub(crate) type Answer = oneshot::Receiver<CommandResult>;
+
+/// Why there is no picture of the state.
+#[derive(Debug)]
+pub(crate) enum NoStatus {
+    /// The loop has ended.
+    Gone,
+    /// The loop does not answer.
+    Silent,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -29,6 +45,9 @@ pub(crate) struct Running {
     orders: Mutex<BTreeMap<u64, oneshot::Sender<CommandResult>>>,
     next_order: AtomicU64,
     last_event: Mutex<String>,
+    last_picture: Mutex<Option<(Instant, StatusReply)>>,
+    /// What an `adjust` that was not through has changed already and still needs a new connection.
+    pub(crate) owed: Mutex<Vec<config::diff::Change>>,
 }
 
 impl Running {
@@ -48,59 +67,87 @@ impl Running {
             orders: Mutex::new(BTreeMap::new()),
             next_order: AtomicU64::new(0),
             last_event: Mutex::new(String::new()),
+            last_picture: Mutex::new(None),
+            owed: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Gives an order to the engine. Its answer comes, unless the loop ends first.
+    pub(crate) fn give(&self, command: Command) -> Answer {
+        let id = self.next_order.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let mut orders = lock(&self.orders);
+        // Whoever gave up waiting needs no answer.
+        orders.retain(|_, waiter| !waiter.is_closed());
+        orders.insert(id, sender);
+        let message = ToLoop::Command(CommandId(id), command);
+        if self.handle.send(message).is_err() {
+            orders.remove(&id);
+        }
+        receiver
     }
 
     /// Gives an order to the engine and waits for its answer, at most `limit`.
-    pub(crate) async fn order(
+    pub(crate) async fn order(&self, command: Command, limit: Duration) -> CommandResult {
+        self.answer_within(&mut self.give(command), limit).await
+    }
+
+    /// Waits for the answer to an order, at most `limit`; it may come later still.
+    pub(crate) async fn answer_within(
         &self,
-        command: Command,
-        limit: std::time::Duration,
+        answer: &mut Answer,
+        limit: Duration,
     ) -> CommandResult {
-        let id = self.next_order.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        lock(&self.orders).insert(id, sender);
-        let gone = |reason: &str| Refusal {
-            kind: RefusalKind::Other,
-            reason: reason.to_string(),
-            way_out: "look at the daemon's log, then `twinblk up`".to_string(),
-        };
-        if self
-            .handle
-            .send(ToLoop::Command(CommandId(id), command))
-            .is_err()
-        {
-            return Err(gone("the resource has stopped"));
-        }
-        match tokio::time::timeout(limit, receiver).await {
+        match tokio::time::timeout(limit, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(gone("the resource stopped before it answered")),
-            Err(_) => {
-                lock(&self.orders).remove(&id);
-                let waits = match self.status().await {
-                    Ok(reply) => reply
-                        .status
-                        .suspended
-                        .unwrap_or_else(|| "the disk or a peer".into()),
-                    Err(_) => "the resource's loop".into(),
-                };
-                Err(Refusal {
-                    kind: RefusalKind::Timeout,
-                    reason: format!(
-                        "no answer within {} s; it waits for: {waits}",
-                        limit.as_secs()
-                    ),
-                    way_out: "look at `twinblk status`; the order goes on by itself".to_string(),
-                })
-            }
+            Ok(Err(_)) => Err(Refusal {
+                kind: RefusalKind::Other,
+                reason: "the resource stopped before it answered".to_string(),
+                way_out: "look at the daemon's log, then `twinblk up`".to_string(),
+            }),
+            Err(_) => Err(self.too_slow(limit).await),
         }
     }
 
-    /// A picture of the state.
-    pub(crate) async fn status(&self) -> Result<StatusReply, LoopGone> {
+    /// What is said of an order that has not been answered within `limit`.
+    pub(crate) async fn too_slow(&self, limit: Duration) -> Refusal {
+        let waits = match self.status().await {
+            Ok(reply) => reply
+                .status
+                .suspended
+                .unwrap_or_else(|| "the disk or a peer".into()),
+            Err(_) => "the resource's loop, which does not answer".into(),
+        };
+        Refusal {
+            kind: RefusalKind::Timeout,
+            reason: format!(
+                "no answer within {} s; it waits for: {waits}",
+                limit.as_secs()
+            ),
+            way_out: "look at `twinblk status`; the order goes on by itself".to_string(),
+        }
+    }
+
+    /// A picture of the state. The loop may be held up by the kernel, in a call that waits for the
+    /// disk; whoever asks is not.
+    pub(crate) async fn status(&self) -> Result<StatusReply, NoStatus> {
         let (sender, receiver) = oneshot::channel();
-        self.handle.send(ToLoop::Status(sender))?;
-        receiver.await.map_err(|_| LoopGone)
+        self.handle
+            .send(ToLoop::Status(sender))
+            .map_err(|_| NoStatus::Gone)?;
+        match tokio::time::timeout(STATUS_TIME, receiver).await {
+            Ok(Ok(reply)) => {
+                *lock(&self.last_picture) = Some((Instant::now(), reply.clone()));
+                Ok(reply)
+            }
+            Ok(Err(_)) => Err(NoStatus::Gone),
+            Err(_) => Err(NoStatus::Silent),
+        }
+    }
+
+    /// What the loop told last, and when.
+    pub(crate) fn last_picture(&self) -> Option<(Instant, StatusReply)> {
+        lock(&self.last_picture).clone()
     }
 
     /// Something came from the loop. Answers `false` after its last word.
@@ -131,6 +178,9 @@ impl Running {
                 }
             }
             FromLoop::Ended(result) => {
+                if let Err(reason) = &result {
+                    let _ = events.send(self.end_line(reason));
+                }
                 lock(&self.orders).clear();
                 for task in lock(&self.tasks).drain(..) {
                     task.abort();
@@ -146,6 +196,16 @@ impl Running {
             }
         }
         true
+    }
+
+    /// The last event of a resource whose loop ended by an error.
+    fn end_line(&self, reason: &str) -> EventLine {
+        let event = Event {
+            what: What::Incident,
+            severity: Severity::Error,
+            cause: format!("the resource has stopped: {reason}"),
+        };
+        convert::event_line(&lock(&self.config), &event)
     }
 
     /// Events go to the log once: a peer that flaps does not flood it with the same line.

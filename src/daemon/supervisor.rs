@@ -1,7 +1,7 @@
 //! The owner of the list of resources: up, down, adjust, and what happens when a loop ends. A resource
 //! that fails does not touch the others.
 
-use super::running::{Running, lock};
+use super::running::{Answer, Running, lock};
 use super::state::StateDir;
 use super::{DaemonOptions, convert, exports, peers, volumes};
 use crate::api::{ErrorBody, EventLine, ResourceStatus};
@@ -178,6 +178,7 @@ impl Supervisor {
         let result = self.bring_up(name).await;
         if let Err(e) = &result
             && self.configured(name).is_ok()
+            && self.running(name).is_none()
         {
             // Whoever ordered it knows now, and goes on.
             self.note_failure(name, e, false);
@@ -205,7 +206,12 @@ impl Supervisor {
         self.reload()?;
         let config = self.configured(name)?;
         if self.running(name).is_some() {
-            return Ok(format!("{name} is already up"));
+            if lock(&self.wanted).contains(name) {
+                return Ok(format!("{name} is already up"));
+            }
+            let reason = format!("{name} is still going down, as was ordered");
+            let way_out = format!("wait until `twinblk status {name}` says down, then try again");
+            return Err(error("state", 11, reason, &way_out));
         }
         self.listen(&config.me.address.to_string())
             .await
@@ -252,7 +258,11 @@ impl Supervisor {
     }
 
     /// `down`.
-    pub(crate) async fn down(&self, name: &str, force: bool) -> Result<String, ErrorBody> {
+    pub(crate) async fn down(
+        self: &Arc<Self>,
+        name: &str,
+        force: bool,
+    ) -> Result<String, ErrorBody> {
         let _one = self.changing.lock().await;
         let Some(running) = self.running(name) else {
             self.configured(name)?;
@@ -260,21 +270,52 @@ impl Supervisor {
             self.remember(name, false);
             return Ok(format!("{name} is not up"));
         };
-        self.stop(&running, force).await?;
-        self.remember(name, false);
+        // The wish counts from now on: however long the stop takes, the resource does not come back
+        // by itself. Only the engine's refusal takes it back.
+        let was_wanted = self.remember(name, false);
+        let mut answer = running.give(Command::Stop { force });
+        match self.wait_stopped(&running, &mut answer).await {
+            Ok(()) => {}
+            Err(NotStopped::Refused(e)) => {
+                if was_wanted {
+                    self.remember(name, true);
+                }
+                return Err(e);
+            }
+            Err(NotStopped::Late(e)) => {
+                if was_wanted {
+                    tokio::spawn(late_refusal(Arc::clone(self), running, answer));
+                }
+                return Err(e);
+            }
+        }
+        if let Some(Err(reason)) = &*running.ended.borrow() {
+            let reason = format!("{name} is down, but not in order: {reason}");
+            return Err(error("other", 10, reason, "look at the daemon's log"));
+        }
         Ok(format!("{name} is down"))
     }
 
-    async fn stop(&self, running: &Running, force: bool) -> Result<(), ErrorBody> {
+    /// Waits until a resource that was ordered to stop has ended.
+    async fn wait_stopped(&self, running: &Running, order: &mut Answer) -> Result<(), NotStopped> {
         let mut ended = running.told.subscribe();
         let config = lock(&running.config).clone();
-        if let Err(refusal) = running.order(Command::Stop { force }, STOP_TIME).await {
-            return Err(convert::error(&config, &refusal));
+        match tokio::time::timeout(STOP_TIME, order).await {
+            Ok(Ok(Err(refusal))) => {
+                return Err(NotStopped::Refused(convert::error(&config, &refusal)));
+            }
+            Err(_) => {
+                let refusal = running.too_slow(STOP_TIME).await;
+                return Err(NotStopped::Late(convert::error(&config, &refusal)));
+            }
+            // It has stopped, or ends otherwise.
+            Ok(Ok(Ok(_)) | Err(_)) => {}
         }
         let waited = tokio::time::timeout(STOP_TIME, ended.wait_for(|told| *told)).await;
         if waited.is_err() {
             let reason = format!("{} does not end", config.name);
-            return Err(error("timeout", 5, reason, "look at the daemon's log"));
+            let e = error("timeout", 5, reason, "look at the daemon's log");
+            return Err(NotStopped::Late(e));
         }
         Ok(())
     }
@@ -293,7 +334,9 @@ impl Supervisor {
         for (name, running) in all {
             let supervisor = Arc::clone(self);
             stops.spawn(async move {
-                if let Err(e) = supervisor.stop(&running, true).await {
+                let mut answer = running.give(Command::Stop { force: true });
+                let stopped = supervisor.wait_stopped(&running, &mut answer).await;
+                if let Err(NotStopped::Refused(e) | NotStopped::Late(e)) = stopped {
                     tracing::error!(resource = %name, "{}", e.reason);
                 }
             });
@@ -314,7 +357,8 @@ impl Supervisor {
         lock(&self.running).keys().cloned().collect()
     }
 
-    pub(super) fn remember(&self, name: &str, up: bool) {
+    /// Remembers whether a resource shall be up. Answers whether that is new.
+    pub(super) fn remember(&self, name: &str, up: bool) -> bool {
         let mut wanted = lock(&self.wanted);
         let changed = if up {
             wanted.insert(name.to_string())
@@ -324,6 +368,7 @@ impl Supervisor {
         if changed {
             self.state.remember(&wanted);
         }
+        changed
     }
 
     /// Reads the configuration again. Resources that run keep theirs until `adjust`.
@@ -342,56 +387,30 @@ impl Supervisor {
             )),
         }
     }
+}
 
-    /// `adjust`: carries out what can be changed in a running resource, and tells all.
-    pub(crate) async fn adjust(&self, name: &str, dry_run: bool) -> Result<String, ErrorBody> {
-        let _one = self.changing.lock().await;
-        self.reload()?;
-        let new = self.configured(name)?;
-        let running = self.must_run(name)?;
-        let old = lock(&running.config).clone();
-        let changes = config::diff::diff(&old, &new);
-        if changes.is_empty() {
-            return Ok("nothing to change".to_string());
-        }
-        let text = changes
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("\n");
-        if changes
-            .iter()
-            .any(|c| c.how == config::diff::How::NeedsDownUp)
-        {
-            let reason = format!("not possible while {name} is up:\n{text}");
-            let way_out = format!("run `twinblk down {name}` and `twinblk up {name}`");
-            return Err(error("state", 11, reason, &way_out));
-        }
-        if dry_run {
-            return Ok(format!("would change:\n{text}"));
-        }
-        let limit = Duration::from_secs(30);
-        let told = |r| convert::error(&new, &r);
-        let options = Box::new(new.engine_options());
-        running
-            .order(Command::SetOptions(options), limit)
-            .await
-            .map_err(told)?;
-        *lock(&running.config) = new.clone();
-        if changes
-            .iter()
-            .any(|c| c.how == config::diff::How::NeedsReconnect)
-        {
-            let leave = Command::Disconnect { peer: None };
-            running.order(leave, limit).await.map_err(told)?;
-            let join = Command::Connect {
-                peer: None,
-                discard_my_data: false,
-                dry_run: false,
-            };
-            running.order(join, limit).await.map_err(told)?;
-        }
-        Ok(format!("changed:\n{text}"))
+/// Why a resource that was ordered to stop has not.
+#[derive(Debug)]
+enum NotStopped {
+    /// The engine said no.
+    Refused(ErrorBody),
+    /// It has not said anything yet, or takes its time: the order goes on by itself.
+    Late(ErrorBody),
+}
+
+/// Takes the wish of a `down` back that was refused after nobody waited for its answer any more.
+async fn late_refusal(supervisor: Arc<Supervisor>, running: Arc<Running>, answer: Answer) {
+    let Ok(Err(refusal)) = answer.await else {
+        return;
+    };
+    let config = lock(&running.config).clone();
+    let e = convert::error(&config, &refusal);
+    tracing::warn!(resource = %config.name, "it was not taken down: {}", e.reason);
+    if supervisor
+        .running(&config.name)
+        .is_some_and(|r| Arc::ptr_eq(&r, &running))
+    {
+        supervisor.remember(&config.name, true);
     }
 }
 

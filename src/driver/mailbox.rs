@@ -46,7 +46,7 @@ pub(crate) enum ToLoop {
 }
 
 /// Answer to [`ToLoop::Status`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct StatusReply {
     /// The engine's state.
     pub(crate) status: Status,
