@@ -42,12 +42,11 @@ pub(crate) async fn listen(
     path: &std::path::Path,
 ) -> Result<(UnixListener, SocketFile), DaemonError> {
     let shown = path.display();
-    if tokio::net::UnixStream::connect(path).await.is_ok() {
-        return Err(DaemonError::InUse(format!(
-            "another twinblk daemon answers on {shown}; stop it, or give this one its own --control"
-        )));
-    }
-    exports::remove_stale(path).await;
+    exports::remove_stale(path).await.map_err(|why| {
+        DaemonError::InUse(format!(
+            "the control socket cannot be made: {why}; another daemon needs its own --control"
+        ))
+    })?;
     if let Some(parent) = path.parent() {
         let _ = std::fs::create_dir_all(parent);
     }
