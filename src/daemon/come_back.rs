@@ -34,7 +34,7 @@ impl Supervisor {
                 result
             };
             if result.is_err() {
-                tokio::spawn(try_again(Arc::clone(self), name, SHORT_PAUSE));
+                tokio::spawn(try_again(Arc::clone(self), name));
             }
         }
     }
@@ -46,11 +46,11 @@ impl Supervisor {
 }
 
 /// Tries until it is up, or it is nobody's wish any more that this goes on.
-async fn try_again(supervisor: Arc<Supervisor>, name: String, first_pause: Duration) {
+async fn try_again(supervisor: Arc<Supervisor>, name: String) {
     let mut waited = Duration::ZERO;
     loop {
         let pause = match waited < OFTEN {
-            true => first_pause,
+            true => SHORT_PAUSE,
             false => LONG_PAUSE,
         };
         tokio::time::sleep(pause).await;
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
     use crate::daemon::fake_loop::Kit;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_order_ends_the_attempts() {
         let kit = Kit::new();
         kit.supervisor.state.remember(&["r0".to_string()].into());
@@ -80,7 +80,7 @@ mod tests {
             let status = kit.supervisor.status("r0").await.expect("it is known");
             let why = status.suspended.expect("a reason");
             assert!(why.contains("r0.a") && why.contains("tried again"), "{why}");
-            let attempts = try_again(Arc::clone(&kit.supervisor), "r0".into(), Duration::ZERO);
+            let attempts = try_again(Arc::clone(&kit.supervisor), "r0".into());
             if verb == "up" {
                 kit.supervisor.up("r0").await.expect_err("no disk");
                 // Ended by hand, but still to come back at the next start.
@@ -89,7 +89,9 @@ mod tests {
                 kit.supervisor.down("r0", false).await.expect("it is");
                 kit.supervisor.state.remember(&["r0".to_string()].into());
             }
-            attempts.await;
+            tokio::time::timeout(OFTEN * 10, attempts)
+                .await
+                .expect("they end");
             assert!(!kit.supervisor.is_retried("r0"));
         }
         let status = kit.supervisor.status("r0").await.expect("it is known");

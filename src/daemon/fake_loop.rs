@@ -14,6 +14,9 @@ use twinblk_engine::event::Role;
 use twinblk_engine::ids::{CommandId, NodeId};
 use twinblk_engine::status::Status;
 
+/// Far more turns of the runtime than anything takes that does not wait for time.
+const TURNS: usize = 10_000;
+
 /// A supervisor with a configuration of r0 and r1, in directories of its own.
 pub(super) struct Kit {
     pub(super) supervisor: Arc<Supervisor>,
@@ -105,18 +108,19 @@ pub(super) struct FakeLoop {
 impl FakeLoop {
     /// The next order the loop gets; questions for the status stay without an answer.
     pub(super) async fn order(&self) -> (CommandId, Command) {
-        loop {
+        for _ in 0..TURNS {
             match self.orders.try_recv() {
                 Ok(ToLoop::Command(id, command)) => return (id, command),
                 Ok(_) => {}
                 Err(_) => tokio::task::yield_now().await,
             }
         }
+        panic!("no order came");
     }
 
     /// Tells its state to whoever asks next.
     pub(super) async fn tell_state(&self) {
-        loop {
+        for _ in 0..TURNS {
             match self.orders.try_recv() {
                 Ok(ToLoop::Status(asker)) => {
                     let _ = asker.send(picture());
@@ -126,6 +130,7 @@ impl FakeLoop {
                 Err(_) => tokio::task::yield_now().await,
             }
         }
+        panic!("nobody asked");
     }
 
     pub(super) fn answer(&self, id: CommandId, result: CommandResult) {
