@@ -117,7 +117,7 @@ struct Opened {
 
 /// Opens and locks the disk and the metadata device of a volume and reads the metadata.
 pub(crate) fn open_volume(spec: VolumeSpec) -> Result<OpenedVolume, OpenVolumeError> {
-    let disk = open_locked(&spec.disk)?;
+    let mut disk = open_locked(&spec.disk)?;
     if disk.facts.unit > spec.block_size {
         let (path, unit, block_size) = (spec.disk, disk.facts.unit, spec.block_size);
         return Err(OpenVolumeError::BlockSize {
@@ -127,12 +127,12 @@ pub(crate) fn open_volume(spec: VolumeSpec) -> Result<OpenedVolume, OpenVolumeEr
         });
     }
     let disk_size = disk.facts.size;
-    let mut warnings = Vec::new();
-    warnings.extend(probe::allocate(&disk.file, disk.backing, &disk.facts));
     let (meta, meta_path, placement) = match &spec.meta {
         MetaDisk::Internal => (None, &spec.disk, Placement::Internal),
         MetaDisk::External(path) => (Some(open_locked(path)?), path, Placement::External),
     };
+    // Until the metadata are known to be this volume's, nothing is written or allocated: the path may
+    // be wrong, and the file somebody else's.
     let mut reader = Reader {
         file: meta.as_ref().map_or(&disk.file, |meta| &meta.file),
     };
@@ -150,7 +150,12 @@ pub(crate) fn open_volume(spec: VolumeSpec) -> Result<OpenedVolume, OpenVolumeEr
     )
     .map_err(metadata)?;
 
-    // Only now is it certain that the disk is this volume's: the probe writes a block to itself.
+    // Only now is it certain that the disk is this volume's.
+    let mut warnings = Vec::new();
+    warnings.extend(probe::allocate(&disk.file, disk.backing, &disk.facts));
+    if disk.backing == Backing::File {
+        disk.facts.fast_zero = probe::can_punch(&disk.file, &disk.facts);
+    }
     let (engine, note) = probe::choose_engine(&disk.file, disk.backing, &disk.facts);
     let failed = |path: &Path, error: Errno| OpenVolumeError::Open {
         path: path.to_owned(),

@@ -26,11 +26,11 @@ pub(crate) struct Facts {
     pub(crate) memory: bool,
     /// Completed writes survive a power cut (as far as the disk itself survives one).
     pub(crate) no_volatile_cache: bool,
-    /// A range can be zeroed without writing it.
+    /// A range can be zeroed without writing it. Of a file, `false` until [`can_punch`] has tried.
     pub(crate) fast_zero: bool,
 }
 
-/// Finds out. Switches the descriptor to buffered I/O if direct I/O turns out not to work.
+/// Finds out, and changes nothing on the disk. Switches the descriptor to buffered I/O if direct I/O turns out not to work.
 pub(crate) fn facts(file: &OwnedFd, backing: Backing) -> Result<Facts, Errno> {
     let mut direct = rustix::fs::fcntl_getfl(file)?.contains(OFlags::DIRECT);
     let (size, mut unit, memory, queue) = match backing {
@@ -61,16 +61,10 @@ pub(crate) fn facts(file: &OwnedFd, backing: Backing) -> Result<Facts, Errno> {
         let text = std::fs::read_to_string(queue.as_ref()?.join(name)).ok()?;
         Some(text.trim().to_owned())
     };
-    let no_volatile_cache = match backing {
-        Backing::File => memory,
-        Backing::Block => queue_says("write_cache").as_deref() == Some("write through"),
-    };
+    let write_cache = queue_says("write_cache");
     let fast_zero = match backing {
-        // Punching behind the end changes nothing and tells whether the file system can.
-        Backing::File => {
-            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            rustix::fs::fallocate(file, mode, size.next_multiple_of(4096), 4096).is_ok()
-        }
+        // `can_punch` tells, once the disk is known to be ours.
+        Backing::File => false,
         Backing::Block => queue_says("write_zeroes_max_bytes").is_some_and(|text| text != "0"),
     };
     Ok(Facts {
@@ -78,9 +72,31 @@ pub(crate) fn facts(file: &OwnedFd, backing: Backing) -> Result<Facts, Errno> {
         unit,
         direct,
         memory,
-        no_volatile_cache,
+        no_volatile_cache: no_volatile_cache(backing, memory, direct, write_cache.as_deref()),
         fast_zero,
     })
+}
+
+/// Whether a completed write needs no flush. A file's never does without, except in memory, where
+/// there is nothing to flush to; a device's does not if it writes through, and the page cache is not
+/// between it and us.
+fn no_volatile_cache(
+    backing: Backing,
+    memory: bool,
+    direct: bool,
+    write_cache: Option<&str>,
+) -> bool {
+    match backing {
+        Backing::File => memory,
+        Backing::Block => direct && write_cache == Some("write through"),
+    }
+}
+
+/// Whether ranges of a file can be zeroed without writing them. Tries it behind the end, where it
+/// changes nothing that is known of; only for a disk that is known to be ours all the same.
+pub(crate) fn can_punch(file: &OwnedFd, facts: &Facts) -> bool {
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, mode, facts.size.next_multiple_of(4096), 4096).is_ok()
 }
 
 /// Alignment direct I/O on a file wants; 0 when the file system says that it has none.
@@ -175,4 +191,25 @@ pub(crate) fn read_exact(file: &OwnedFd, buf: &mut [u8], offset: u64) -> Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_bypasses_the_page_cache_needs_no_flush() {
+        let through = Some("write through");
+        assert!(no_volatile_cache(Backing::Block, false, true, through));
+        assert!(!no_volatile_cache(Backing::Block, false, false, through));
+        assert!(!no_volatile_cache(
+            Backing::Block,
+            false,
+            true,
+            Some("write back")
+        ));
+        assert!(!no_volatile_cache(Backing::Block, false, true, None));
+        assert!(no_volatile_cache(Backing::File, true, false, None));
+        assert!(!no_volatile_cache(Backing::File, false, true, None));
+    }
 }

@@ -44,12 +44,13 @@ pub(crate) fn bench() -> Bench {
                 };
                 let facts = probe::facts(&file, Backing::File).expect("facts");
                 assert_eq!(facts.size, SIZE);
+                let fast_zero = probe::can_punch(&file, &facts);
                 let target = Target {
                     file,
                     backing: Backing::File,
                     part: 0..SIZE,
                     unit: facts.unit as usize,
-                    fast_zero: facts.fast_zero,
+                    fast_zero,
                     zero_method: [Cell::new(0), Cell::new(0)],
                 };
                 disks.push((name, Rc::new(Disk::new(engine, target))));

@@ -61,6 +61,35 @@ fn thin_files_get_their_space() {
 }
 
 #[test]
+fn a_file_that_is_not_ours_is_left_as_it_is() {
+    let directory = tempfile::tempdir_in("/var/tmp").expect("a directory");
+    let state = |path: &std::path::Path| {
+        let m = std::fs::metadata(path).expect("stat");
+        (
+            m.blocks(),
+            m.len(),
+            m.mtime(),
+            m.mtime_nsec(),
+            m.ctime_nsec(),
+        )
+    };
+    // Nobody's, and another node's.
+    let (nobody, other) = (
+        directory.path().join("nobody"),
+        directory.path().join("other"),
+    );
+    let file = std::fs::File::create_new(&nobody).expect("a file");
+    file.set_len(SIZE).expect("its size");
+    create_disk(&other, SIZE, 1);
+    for path in [nobody, other] {
+        let before = state(&path);
+        assert!(before.0 * 512 < SIZE, "it is thin");
+        open(&path, 0).expect_err("it is not ours");
+        assert_eq!(state(&path), before, "{}", path.display());
+    }
+}
+
+#[test]
 fn a_disk_beyond_the_free_space_is_not_allocated() {
     let directory = tempfile::tempdir_in("/var/tmp").expect("a directory");
     let path = directory.path().join("disk");
