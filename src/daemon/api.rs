@@ -2,8 +2,9 @@
 //! file: its owner and root.
 
 use super::running::lock;
+use super::socket_file::{SocketFile, remove_stale};
 use super::supervisor::{Supervisor, error};
-use super::{DaemonError, convert, exports};
+use super::{DaemonError, convert};
 use crate::api::{Answer, ErrorBody, EventLine, Order, ResourceStatus, Version};
 use crate::config;
 use axum::body::{Body, Bytes};
@@ -13,7 +14,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
@@ -26,23 +26,12 @@ const ORDER_TIME: Duration = Duration::from_secs(30);
 
 type Shared = State<Arc<Supervisor>>;
 
-/// The file of a socket that this daemon bound. It is removed when this is dropped, however the daemon
-/// ends, so that nobody takes a dead daemon for one that does not answer.
-#[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// Binds the control socket.
 pub(crate) async fn listen(
     path: &std::path::Path,
 ) -> Result<(UnixListener, SocketFile), DaemonError> {
     let shown = path.display();
-    exports::remove_stale(path).await.map_err(|why| {
+    remove_stale(path).await.map_err(|why| {
         DaemonError::InUse(format!(
             "the control socket cannot be made: {why}; another daemon needs its own --control"
         ))

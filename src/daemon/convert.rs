@@ -116,10 +116,23 @@ fn peer_volume(v: twinblk_engine::status::PeerVolumeStatus) -> PeerVolumeStatus 
 pub(crate) fn names(config: &config::Resource, text: &str) -> String {
     let mut text = text.replace(" RES`", &format!(" {}`", config.name));
     for node in config.nodes() {
-        // Two-digit numbers first would be needed only beyond node 9.
-        text = text.replace(&NodeId(node.id).to_string(), &node.name);
+        text = rename(&text, &NodeId(node.id).to_string(), &node.name);
     }
     text
+}
+
+/// Puts `new` where `old` stands, not where a longer number begins with it ("node 1" in "node 12").
+fn rename(text: &str, old: &str, new: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(old) {
+        let (before, after) = (&rest[..at], &rest[at + old.len()..]);
+        out.push_str(before);
+        let longer = after.starts_with(|c: char| c.is_ascii_digit());
+        out.push_str(if longer { old } else { new });
+        rest = after;
+    }
+    out + rest
 }
 
 /// A refusal.
@@ -307,5 +320,20 @@ pub(crate) async fn status(running: &Running) -> ResourceStatus {
                 ..down(&config)
             },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_not_taken_for_a_shorter_one() {
+        let text = "node 1 and node 12, not node 1";
+        assert_eq!(
+            rename(text, "node 1", "bravo"),
+            "bravo and node 12, not bravo"
+        );
+        assert_eq!(rename("", "node 1", "bravo"), "");
     }
 }

@@ -2,6 +2,7 @@
 //! loop. The exports listen on a Secondary too: clients are told there who is Primary.
 
 use super::running::{NoStatus, Running, lock};
+use super::socket_file::remove_stale;
 use super::sockets;
 use super::strangers::{Place, Seldom, Strangers, and_more, tame};
 use super::supervisor::error;
@@ -10,7 +11,6 @@ use crate::config::{self, Export as Address};
 use crate::driver::mailbox::{MAX_NBD_CONNECTIONS, MAX_NBD_PAYLOAD, StatusReply, ToLoop};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -75,39 +75,6 @@ pub(crate) async fn bind(config: &config::Resource) -> Result<Vec<Listener>, Err
         });
     }
     Ok(listeners)
-}
-
-/// Removes the socket file a dead daemon left. Only a refused connection proves that it is dead: a
-/// living one may be busy, or not talk to this user. In doubt the error says what is there.
-pub(crate) async fn remove_stale(path: &Path) -> Result<(), String> {
-    use std::io::ErrorKind;
-    use std::os::unix::fs::FileTypeExt;
-    let shown = path.display();
-    match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(format!("{shown}: {e}")),
-        Ok(m) if !m.file_type().is_socket() => {
-            return Err(format!(
-                "{shown} is there and is no socket; move it away, or choose another path"
-            ));
-        }
-        Ok(_) => {}
-    }
-    match tokio::net::UnixStream::connect(path).await {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|e| {
-                format!("{shown}, the socket of a program that is gone, cannot be removed: {e}")
-            })
-        }
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Ok(_) => Err(format!(
-            "another program listens on {shown}; stop it, or choose another path"
-        )),
-        Err(e) => Err(format!(
-            "{shown} may be the socket of a living program ({e}); stop that program, or remove the \
-             file if there is none"
-        )),
-    }
 }
 
 /// What the listeners of a resource share.
@@ -379,39 +346,5 @@ impl Exports for Offer {
 
     fn list(&self) -> Vec<(String, String)> {
         vec![(self.name.clone(), "twinblk resource".to_string())]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
-
-    #[tokio::test]
-    async fn only_what_nobody_listens_on_is_removed() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("socket");
-        remove_stale(&path).await.expect("nothing is there");
-        // Nobody any more.
-        drop(std::os::unix::net::UnixListener::bind(&path).expect("it is free"));
-        remove_stale(&path).await.expect("it is dead");
-        assert!(!path.exists());
-        // A daemon that is too busy to accept.
-        let address = SocketAddrUnix::new(&path).expect("an address");
-        let busy = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
-        bind(&busy, &address).expect("it is free");
-        listen(&busy, 0).expect("it listens");
-        let text = remove_stale(&path).await.expect_err("it lives");
-        assert!(text.contains("another program"), "{text}");
-        // That question took the only place there was.
-        let text = remove_stale(&path).await.expect_err("it lives");
-        assert!(text.contains("living program"), "{text}");
-        assert!(path.exists());
-        // Something else altogether.
-        let file = dir.path().join("file");
-        std::fs::write(&file, "precious").expect("a file");
-        let text = remove_stale(&file).await.expect_err("no socket");
-        assert!(text.contains("no socket"), "{text}");
-        assert!(file.exists());
     }
 }

@@ -4,11 +4,11 @@
 //!
 //! * [`supervisor`]: the list of resources, up and down, what came of a loop; [`come_back`]: up again
 //!   at the daemon's start; [`adjust`]: changes while it runs;
-//! * [`peers`]: listening for peers, dialling them, pairing sockets;
+//! * [`peers`]: listening for peers, pairing sockets; [`dial`]: dialling them;
 //! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
-//! * [`sockets`]: options of both's sockets;
+//! * [`sockets`]: options of both's sockets; [`socket_file`]: the files of unix sockets;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
 //! * [`signals`]: SIGTERM and SIGINT;
 //! * [`state`]: the state directory: lock, and which resources were up.
@@ -17,12 +17,14 @@ mod adjust;
 mod api;
 mod come_back;
 mod convert;
+mod dial;
 mod exports;
 #[cfg(test)]
 mod fake_loop;
 mod peers;
 mod running;
 mod signals;
+mod socket_file;
 mod sockets;
 mod state;
 mod strangers;

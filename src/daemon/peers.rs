@@ -1,6 +1,5 @@
-//! Peers: one listener per address of this node for all resources, and diallers. The node with the
-//! lower id dials both sockets, the other accepts: so connections never cross, and a broken link is
-//! dialled by exactly one side. The two sockets of a connection are paired by its random id.
+//! Listening for peers: one listener per address of this node for all resources. The two sockets of a
+//! connection are paired by its random id. Who dials: [`super::dial`].
 //!
 //! Whoever connects is a stranger until it has proved that it knows the secret. Strangers cannot keep
 //! a peer out ([`super::strangers`]), and nothing they say is repeated as it is.
@@ -8,8 +7,7 @@
 use super::running::{Running, lock};
 use super::sockets;
 use super::strangers::{Place, Seldom, Strangers, and_more, tame};
-use super::supervisor::{Supervisor, random};
-use crate::config;
+use super::supervisor::Supervisor;
 use crate::driver::mailbox::ToLoop;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -17,15 +15,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use twinblk_engine::ids::NodeId;
 use twinblk_protocol::hello::{
-    AcceptAs, Acceptor, Dialler, Established, HelloError, HelloProgress, PeerHello, SocketRole,
+    AcceptAs, Acceptor, Established, HelloError, HelloProgress, PeerHello, SocketRole,
 };
 
 /// Time for a connection to be made and authenticated.
-const HELLO_TIME: Duration = Duration::from_secs(10);
+pub(super) const HELLO_TIME: Duration = Duration::from_secs(10);
 /// Time for the first bytes of a hello: whoever dials sends them at once.
 const FIRST_BYTES_TIME: Duration = Duration::from_secs(2);
 /// Connections being authenticated at once.
@@ -37,22 +33,7 @@ const REPORT_PAUSE: Duration = Duration::from_millis(500);
 /// Longest name of an unknown node that is repeated; ours are not longer.
 const MAX_NAME: usize = 64;
 /// Longest explanation by an unknown node that is repeated.
-const MAX_WORDS: usize = 300;
-/// A link that lived shorter is not redialled at once.
-const SHORT_LIFE: Duration = Duration::from_secs(5);
-/// Pause before the first new attempt after a link is lost.
-const QUICK: Duration = Duration::from_millis(100);
-
-/// What a dialler knows.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct DialState {
-    /// The engine wants a link.
-    pub(crate) want: bool,
-    /// There is one.
-    pub(crate) linked: bool,
-    /// Grows when it shall be dialled at once.
-    pub(crate) kicks: u64,
-}
+pub(super) const MAX_WORDS: usize = 300;
 
 /// A socket that waits for its sibling.
 struct Half {
@@ -303,7 +284,12 @@ fn pair(door: &Door, stream: TcpStream, established: Established) {
     }
 }
 
-fn hand_over(running: &Running, peer: u8, data: (OwnedFd, Vec<u8>), control: (OwnedFd, Vec<u8>)) {
+pub(super) fn hand_over(
+    running: &Running,
+    peer: u8,
+    data: (OwnedFd, Vec<u8>),
+    control: (OwnedFd, Vec<u8>),
+) {
     if let Some(state) = running.peers.get(&peer) {
         state.send_modify(|s| s.linked = true);
     }
@@ -314,141 +300,14 @@ fn hand_over(running: &Running, peer: u8, data: (OwnedFd, Vec<u8>), control: (Ow
     });
 }
 
-fn into_fd(stream: TcpStream) -> std::io::Result<OwnedFd> {
+pub(super) fn into_fd(stream: TcpStream) -> std::io::Result<OwnedFd> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     Ok(stream.into())
 }
 
-fn nonce() -> [u8; 32] {
+pub(super) fn nonce() -> [u8; 32] {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).expect("the system has random numbers");
     nonce
-}
-
-/// Starts a dialler for every peer with a higher node id.
-pub(crate) fn dial(running: &Arc<Running>) -> Vec<JoinHandle<()>> {
-    let config = lock(&running.config).clone();
-    config
-        .peers
-        .iter()
-        .filter(|peer| config.me.id < peer.id)
-        .filter_map(|peer| {
-            let state = running.peers.get(&peer.id)?.subscribe();
-            Some(tokio::spawn(dialler(Arc::clone(running), peer.id, state)))
-        })
-        .collect()
-}
-
-async fn dialler(running: Arc<Running>, peer: u8, mut state: watch::Receiver<DialState>) {
-    loop {
-        if state.wait_for(|s| s.want && !s.linked).await.is_err() {
-            return;
-        }
-        // The configuration may have been adjusted since the last attempt.
-        let config = lock(&running.config).clone();
-        let kicks = state.borrow().kicks;
-        let started = Instant::now();
-        let pause = match tokio::time::timeout(HELLO_TIME, connect(&config, peer)).await {
-            Ok(Ok((data, control))) => {
-                hand_over(&running, peer, data, control);
-                if state.wait_for(|s| !s.linked).await.is_err() {
-                    return;
-                }
-                if started.elapsed() < SHORT_LIFE {
-                    config.connect_int()
-                } else {
-                    QUICK
-                }
-            }
-            failed => {
-                let reason = match failed {
-                    Ok(Err(reason)) => reason,
-                    _ => "no answer in time".to_string(),
-                };
-                let sent = running.handle.send(ToLoop::DialFailed {
-                    peer: NodeId(peer),
-                    reason,
-                });
-                if sent.is_err() {
-                    return;
-                }
-                config.connect_int()
-            }
-        };
-        // A little disorder keeps many resources from dialling in step.
-        let jitter = Duration::from_millis(random() % (1 + pause.as_millis() as u64 / 10));
-        let kicked = state.wait_for(|s| s.kicks != kicks);
-        let _ = tokio::time::timeout(pause + jitter, kicked).await;
-    }
-}
-
-type Sockets = ((OwnedFd, Vec<u8>), (OwnedFd, Vec<u8>));
-
-async fn connect(config: &config::Resource, peer: u8) -> Result<Sockets, String> {
-    let id = random();
-    let data = connect_one(config, peer, id, SocketRole::Data).await?;
-    let control = connect_one(config, peer, id, SocketRole::Control).await?;
-    Ok((data, control))
-}
-
-async fn connect_one(
-    config: &config::Resource,
-    peer: u8,
-    connection_id: u64,
-    socket: SocketRole,
-) -> Result<(OwnedFd, Vec<u8>), String> {
-    let Some(node) = config.nodes().find(|n| n.id == peer) else {
-        return Err("the peer is not configured any more".to_string());
-    };
-    let address = node.address.to_string();
-    let mut stream = TcpStream::connect(&address)
-        .await
-        .map_err(|e| format!("{} ({address}) cannot be reached: {e}", node.name))?;
-    sockets::prepare_peer(&stream);
-    let hello = PeerHello {
-        version_min: 0,
-        version_max: 0,
-        features: 0,
-        resource: config.name.clone(),
-        node_id: config.me.id,
-        node_name: config.me.name.clone(),
-        wants_node: peer,
-        socket,
-        connection_id,
-        nonce: nonce(),
-    };
-    let mut dialler = Dialler::new(hello, &config.secret);
-    let text = |e: std::io::Error| format!("{} ({address}): {e}", node.name);
-    stream.write_all(&dialler.start()).await.map_err(text)?;
-    let mut buf = vec![0; 4096];
-    loop {
-        let n = stream.read(&mut buf).await.map_err(text)?;
-        if n == 0 {
-            return Err(format!(
-                "{} ({address}) closed the connection during the hello",
-                node.name
-            ));
-        }
-        let mut out = Vec::new();
-        let progress = dialler.feed(&buf[..n], &mut out);
-        stream.write_all(&out).await.map_err(text)?;
-        match progress {
-            HelloProgress::NeedMore => {}
-            HelloProgress::Done(established) => {
-                let fd = into_fd(stream).map_err(text)?;
-                return Ok((fd, established.leftover));
-            }
-            HelloProgress::Failed(error) => return Err(explain(&node.name, &address, &error)),
-        }
-    }
-}
-
-/// The words of a node that has not proved itself either.
-fn explain(name: &str, address: &str, error: &HelloError) -> String {
-    let (verb, text) = match error {
-        HelloError::RefusedByPeer(text) => (" refused", tame(text, MAX_WORDS)),
-        other => ("", tame(&other.to_string(), MAX_WORDS)),
-    };
-    format!("{name} ({address}){verb}: {text}")
 }

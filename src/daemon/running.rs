@@ -1,7 +1,7 @@
 //! A resource that is up: its loop, its listeners, orders waiting for their answer.
 
 use super::convert;
-use super::peers::DialState;
+use super::dial::DialState;
 use crate::api::EventLine;
 use crate::config;
 use crate::driver::mailbox::{FromLoop, LoopHandle, StatusReply, ToLoop};

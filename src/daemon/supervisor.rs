@@ -3,7 +3,7 @@
 
 use super::running::{Answer, Running, lock};
 use super::state::StateDir;
-use super::{DaemonOptions, convert, exports, peers, volumes};
+use super::{DaemonOptions, convert, dial, exports, peers, volumes};
 use crate::api::{ErrorBody, EventLine, ResourceStatus};
 use crate::config::{self, Config};
 use crate::driver;
@@ -237,7 +237,7 @@ impl Supervisor {
             driver::start(start).map_err(|e| error("other", 10, e.to_string(), ""))?;
         let running = Arc::new(Running::new(config.clone(), handle));
         self.adopt(name, &running, from_loop);
-        let mut tasks = peers::dial(&running);
+        let mut tasks = dial::dial(&running);
         tasks.extend(exports::serve(&running, exports));
         lock(&running.tasks).append(&mut tasks);
         self.remember(name, true);

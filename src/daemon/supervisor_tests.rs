@@ -187,7 +187,8 @@ async fn options_that_were_not_taken_are_given_again() {
 async fn a_loop_that_does_not_answer_holds_nobody_up() {
     let kit = Kit::new();
     let fake = kit.up("r0");
-    let status = kit.supervisor.status("r0").await.expect("an answer");
+    let status = tokio::time::timeout(STOP_TIME, kit.supervisor.status("r0"));
+    let status = status.await.expect("in time").expect("an answer");
     let why = status.suspended.expect("a reason");
     assert!(status.up && why.contains("nothing is known"), "{why}");
     assert_eq!(status.role, "Unknown");
