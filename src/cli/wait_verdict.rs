@@ -36,6 +36,27 @@ pub(super) fn verdict(goal: Goal, r: &ResourceStatus) -> Verdict {
     if !r.up {
         return Verdict::Hopeless(not_up(r));
     }
+    if r.volumes.is_empty() {
+        // The resource's loop has not told anything yet.
+        let what = r
+            .suspended
+            .as_deref()
+            .unwrap_or("nothing is known of it yet");
+        return Verdict::Waiting {
+            what: format!("{}: {what}", r.name),
+            progress: None,
+        };
+    }
+    if let Some(volume) = r.volumes.iter().find(|v| v.disk == "Attaching") {
+        // Right after `up`: no peer is dialled before the disk is there.
+        return Verdict::Waiting {
+            what: format!(
+                "{}: this node's disk is Attaching: {}",
+                r.name, volume.reason
+            ),
+            progress: None,
+        };
+    }
     if let Some(peer) = r.peers.iter().find(|p| p.connection == "StandAlone") {
         return Verdict::Hopeless(stand_alone(r, peer));
     }
@@ -210,6 +231,26 @@ mod tests {
                 "{error}"
             );
             assert_eq!(code(&verdict(goal, &down("r0"))), 10);
+        }
+    }
+
+    #[test]
+    fn what_has_only_just_begun_is_waited_for() {
+        for goal in [Goal::Connect, Goal::Sync] {
+            let attaching = with(|r| {
+                r.volumes[0].disk = "Attaching".into();
+                r.peers[0].connection = "StandAlone".into();
+            });
+            let silent = with(|r| {
+                r.suspended = Some("the resource's loop does not answer".into());
+                (r.volumes, r.peers) = (Vec::new(), Vec::new());
+            });
+            for (picture, why) in [(attaching, "Attaching"), (silent, "does not answer")] {
+                match verdict(goal, &picture) {
+                    Verdict::Waiting { what, .. } => assert!(what.contains(why), "{what}"),
+                    other => panic!("{other:?}"),
+                }
+            }
         }
     }
 

@@ -115,6 +115,7 @@ fn one_left_behind_on_purpose_knows_it_is_outdated() {
     // It still knows after a crash.
     stage.nodes[1].kill();
     stage.nodes[1].start();
+    stage.nodes[1].wait("outdated", |s| s["volumes"][0]["disk"] == "Outdated");
     let text = stage.nodes[1].refused(17, &["primary", "r0"]);
     assert!(text.contains("Outdated"), "{text}");
     stage.nodes[0].ok(&["connect", "r0"]);
