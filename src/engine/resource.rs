@@ -368,7 +368,15 @@ impl Resource {
             // Unconfirmed writes may be lost with it: treat it as gone, marks and generation
             // included. It comes back through a new handshake.
             let text = "the peer lost its disk".to_string();
-            self.close_link(p, crate::event::ConnState::TearDown, text);
+            return self.close_link(p, crate::event::ConnState::TearDown, text);
+        }
+        // Its data were declared worthless, and whoever ordered it does not wait any more: only a
+        // new handshake starts the resync.
+        if disk == DiskState::Inconsistent
+            && self.volumes[v].is_up_to_date()
+            && self.peers[p].volumes[v].replication == ReplState::Established
+        {
+            self.renegotiate("the peer's data are invalid");
         }
     }
 
