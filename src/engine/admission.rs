@@ -65,6 +65,9 @@ impl Resource {
     /// certain: its bitmap UUID is zero ("in sync with us") although it does not get the write, or it
     /// is not known that it lacks the current generation.
     pub(crate) fn needs_new_generation(&self, volume: usize) -> bool {
+        if crate::sabotage::is(crate::sabotage::Mistake::NoNewGeneration) {
+            return false;
+        }
         self.peers.iter().any(|p| {
             let slot = self.volumes[volume].generations.bitmap[p.node.slot()];
             !p.receives(volume) && (slot == 0 || !p.volumes[volume].lacks_current)

@@ -57,7 +57,10 @@ impl Resource {
                  possibly different from the peers"
             );
             self.incident(Severity::Warning, text);
-            if let Some(local) = &mut self.volumes[v].local {
+            let forget = crate::sabotage::is(crate::sabotage::Mistake::ForgetCrash);
+            if let Some(local) = &mut self.volumes[v].local
+                && !forget
+            {
                 for bitmap in &mut local.bitmaps {
                     bitmap.set_all();
                 }

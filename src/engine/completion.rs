@@ -93,7 +93,7 @@ impl Resource {
                 },
             }),
         };
-        if r.awaiting != 0 {
+        if r.awaiting != 0 && !crate::sabotage::is(crate::sabotage::Mistake::AckBeforePeer) {
             return;
         }
         if self.volumes[r.volume].bump_running {

@@ -156,7 +156,9 @@ impl Resource {
             let Some(v) = self.volume_index(entry.volume) else {
                 continue;
             };
-            if !entry.stable {
+            if !entry.stable
+                && !crate::sabotage::is(crate::sabotage::Mistake::ForgetLogOnDisconnect)
+            {
                 if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                     bitmap.set_bytes(entry.offset, entry.len);
                 }
@@ -179,6 +181,7 @@ impl Resource {
         self.set_peer_role(p, Role::Unknown, &reason);
         for (v, bump) in bump.into_iter().enumerate() {
             let behind = self.volumes[v].generations.bitmap[node.slot()] == 0;
+            let bump = bump && !crate::sabotage::is(crate::sabotage::Mistake::NoNewGeneration);
             if bump && behind && self.role == Role::Primary && !self.volumes[v].bump_running {
                 self.start_new_generation(v);
             }

@@ -103,6 +103,9 @@ impl EpochReceiver {
     }
 
     fn must_hold(&self, epoch: u64) -> bool {
+        if crate::sabotage::is(crate::sabotage::Mistake::IgnoreOrderedBarrier) {
+            return false;
+        }
         self.epochs
             .iter()
             .any(|e| e.number < epoch && e.barrier == Some(true))
@@ -181,7 +184,10 @@ impl EpochReceiver {
         if front.barrier.is_none() || front.pending > 0 || front.flushing.is_some() {
             return None;
         }
-        let volumes = core::mem::take(&mut front.volumes);
+        let mut volumes = core::mem::take(&mut front.volumes);
+        if crate::sabotage::is(crate::sabotage::Mistake::AckBarrierUnflushed) {
+            volumes.clear();
+        }
         front.flushing = Some(u32::try_from(volumes.len()).unwrap_or(u32::MAX));
         Some(volumes)
     }

@@ -290,6 +290,9 @@ fn equal_generations(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
         ),
         (false, false) => return without_crash(me, peer, compelled),
         _ if ctx.protocol == Protocol::C => (Rule::Survivor, Some(peer.crashed_primary)),
+        _ if crate::sabotage::is(crate::sabotage::Mistake::InvertCrashedPrimary) => {
+            (Rule::CrashedPrimary, Some(peer.crashed_primary))
+        }
         _ => (Rule::CrashedPrimary, Some(me.crashed_primary)),
     };
     let i_am_source = compelled.or(source).unwrap_or(lower_id);

@@ -35,6 +35,7 @@ pub mod metadata;
 pub mod overlap;
 mod resync_rate;
 mod rng;
+pub mod sabotage;
 mod slots;
 pub mod split_brain;
 mod transfer_log;

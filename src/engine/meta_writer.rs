@@ -129,7 +129,7 @@ impl<W> MetaWriter<W> {
 
     /// The metadata cannot be written any more: everybody who waits.
     pub(crate) fn fail(&mut self) -> Vec<W> {
-        self.failed = true;
+        self.failed = !crate::sabotage::is(crate::sabotage::Mistake::CommitAfterFailure);
         self.stage = None;
         self.superblock = None;
         self.next_wanted = false;

@@ -170,7 +170,9 @@ impl Resource {
                 continue;
             }
             let epoch = self.send_barrier(p, true);
-            if self.cfg.options.protocol == Protocol::C {
+            if self.cfg.options.protocol == Protocol::C
+                && !crate::sabotage::is(crate::sabotage::Mistake::FlushAlone)
+            {
                 let bit = 1 << self.peers[p].node.0;
                 self.peers[p].flush_waiters.push((epoch, key));
                 if let Some(r) = self.requests.get_mut(key) {

@@ -73,8 +73,9 @@ impl Resource {
         let role = self.peers[p].volumes[v].replication;
         let text = format!("resync with {peer} begins as {role:?}: {total} bytes are out of sync");
         self.incident(Severity::Info, text);
+        let stale = crate::sabotage::is(crate::sabotage::Mistake::ResumeFromStalePosition);
         self.peers[p].volumes[v].resync = Some(Resync {
-            cursor: 0,
+            cursor: if stale { self.volumes[v].size() / 2 } else { 0 },
             in_flight: 0,
             unstable: 0,
             finish_sent: false,
@@ -143,6 +144,11 @@ impl Resource {
         }
         if bitmap.count_set() > 0 {
             resync.cursor = 0;
+            if crate::sabotage::is(crate::sabotage::Mistake::ResumeFromStalePosition)
+                && let Some(bitmap) = self.volumes[v].bitmap_mut(node)
+            {
+                bitmap.clear_all();
+            }
             return true;
         }
         self.finish_source(p, v);
@@ -161,6 +167,9 @@ impl Resource {
         };
         let key = self.chunks.insert(chunk);
         let owner = LockOwner::Resync(key);
+        if crate::sabotage::is(crate::sabotage::Mistake::ResyncIgnoresWrites) {
+            return self.read_chunk_unlocked(key);
+        }
         match self.volumes[v]
             .lock
             .acquire(offset, len, Mode::Shared, owner)
@@ -172,11 +181,17 @@ impl Resource {
 
     /// Source: the range is locked, read it.
     pub(crate) fn read_chunk(&mut self, key: ChunkKey, lock: LockId) {
+        if let Some(chunk) = self.chunks.get_mut(key) {
+            chunk.lock = Some(lock);
+        }
+        self.read_chunk_unlocked(key);
+    }
+
+    fn read_chunk_unlocked(&mut self, key: ChunkKey) {
         let op = self.new_op(Op::ResyncRead(key));
         let Some(chunk) = self.chunks.get_mut(key) else {
             return;
         };
-        chunk.lock = Some(lock);
         let (v, offset) = (chunk.volume, chunk.offset);
         let len = u32::try_from(chunk.len).expect("chunks are small");
         let volume = self.volumes[v].id;
@@ -286,6 +301,10 @@ impl Resource {
             resync.finish_sent = true;
         }
         pv.lacks_current = false;
+        if crate::sabotage::is(crate::sabotage::Mistake::FinishBeforeStable) {
+            self.volumes[v].generations.resync_finished_with(node);
+            return self.tell_resync_finished(p, v);
+        }
         self.volumes[v].generations.resync_finished_with(node);
         self.commit(v, true, Some(Waiter::ResyncFinished(node, link)));
     }
@@ -314,7 +333,11 @@ impl Resource {
         let node = self.peers[p].node;
         let left = self.volumes[v].bitmap(node).map_or(0, |b| b.count_set());
         let state = self.peers[p].volumes[v].replication;
-        if state != ReplState::SyncTarget || left > 0 {
+        let stale = crate::sabotage::is(crate::sabotage::Mistake::ResumeFromStalePosition);
+        if stale && let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
+            bitmap.clear_all();
+        }
+        if state != ReplState::SyncTarget || left > 0 && !stale {
             let text = format!("resync finished while {state:?} with {left} blocks out of sync");
             return self.protocol_error(p, text);
         }

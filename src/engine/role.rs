@@ -62,7 +62,9 @@ impl Resource {
             step: Step::Consent { force },
         });
         for p in 0..self.peers.len() {
-            if self.peers[p].is_agreed() {
+            if self.peers[p].is_agreed()
+                && !crate::sabotage::is(crate::sabotage::Mistake::PromoteWithoutAsking)
+            {
                 self.ask(p, AskedWhat::Promote, Change::Promote);
             }
         }
@@ -77,6 +79,9 @@ impl Resource {
             return Err(refuse(RefusalKind::State, "the resource is going down", ""));
         }
         for peer in &self.peers {
+            if crate::sabotage::is(crate::sabotage::Mistake::PromoteWithoutAsking) {
+                continue;
+            }
             if peer.role == Role::Primary && (asked || !peer.is_agreed()) {
                 return Err(refuse(
                     RefusalKind::State,
@@ -169,7 +174,9 @@ impl Resource {
         });
         // What a lost Primary sent is still on its way to the disk: it belongs to the copy that is
         // promoted, and must not come over what clients write afterwards.
-        if waiting || !self.receivers_idle() {
+        let drained = self.receivers_idle()
+            || crate::sabotage::is(crate::sabotage::Mistake::PromoteBeforeDrained);
+        if waiting || !drained {
             return;
         }
         // The world may have changed while the peers were asked.
@@ -303,7 +310,8 @@ impl Resource {
                 for v in 0..left {
                     self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
                     self.volumes[v].generations.set_primary_bit(false);
-                    self.commit(v, true, Some(Waiter::Demoted));
+                    let pages = !crate::sabotage::is(crate::sabotage::Mistake::DemoteWithoutBitmap);
+                    self.commit(v, pages, Some(Waiter::Demoted));
                 }
             }
             _ => {}

@@ -300,6 +300,9 @@ impl Superblock {
 
     /// Which copy the write with the present sequence number goes to.
     pub fn next_slot(&self) -> usize {
+        if crate::sabotage::is(crate::sabotage::Mistake::SuperblockInPlace) {
+            return 0;
+        }
         usize::from(self.sequence % 2 == 1)
     }
 }

@@ -1,0 +1,102 @@
+//! Deliberate mistakes, one at a time, to prove that the simulation notices them. They exist only in a
+//! build with `--cfg sabotage` (never a cargo feature: features unify over a workspace and would
+//! reach the daemon); in every other build [`is`] is `false` at compile time.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mistake {
+    /// A write under B or C is answered before the peer has it.
+    AckBeforePeer = 1,
+    /// Unconfirmed writes are not marked when the link is lost.
+    ForgetLogOnDisconnect,
+    /// Overlapping writes are not held back.
+    NoOverlapLock,
+    /// A resync reads without regard to writes that are under way.
+    ResyncIgnoresWrites,
+    /// The peer does not hold writes behind an ordered barrier.
+    IgnoreOrderedBarrier,
+    /// The peer confirms a barrier without flushing.
+    AckBarrierUnflushed,
+    /// After the crash of a Primary under A or B the other side is the source.
+    InvertCrashedPrimary,
+    /// A write without the peer begins no new generation.
+    NoNewGeneration,
+    /// Who is Primary is not asked before a promotion.
+    PromoteWithoutAsking,
+    /// The superblock is always written to the same place.
+    SuperblockInPlace,
+    /// A resync goes on where an earlier one stopped, and ends at the end of the device.
+    ResumeFromStalePosition,
+    /// Bits fall with the ack of a resync block, not when it is stable.
+    ClearBitsUnflushed,
+    /// A flush does not wait for the peer.
+    FlushAlone,
+    /// A Secondary is promoted before what a lost Primary sent is on its disk.
+    PromoteBeforeDrained,
+    /// A disk that failed goes on taking metadata.
+    CommitAfterFailure,
+    /// The target learns that a resync is finished before that is on the source's disk.
+    FinishBeforeStable,
+    /// A crashed Primary marks nothing.
+    ForgetCrash,
+    /// What a demotion leaves marked is not written to the disk.
+    DemoteWithoutBitmap,
+}
+
+impl Mistake {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::AckBeforePeer,
+        Self::ForgetLogOnDisconnect,
+        Self::NoOverlapLock,
+        Self::ResyncIgnoresWrites,
+        Self::IgnoreOrderedBarrier,
+        Self::AckBarrierUnflushed,
+        Self::InvertCrashedPrimary,
+        Self::NoNewGeneration,
+        Self::PromoteWithoutAsking,
+        Self::SuperblockInPlace,
+        Self::ResumeFromStalePosition,
+        Self::ClearBitsUnflushed,
+        Self::FlushAlone,
+        Self::PromoteBeforeDrained,
+        Self::CommitAfterFailure,
+        Self::FinishBeforeStable,
+        Self::ForgetCrash,
+        Self::DemoteWithoutBitmap,
+    ];
+}
+
+/// Stands in a sabotaged program and in no other.
+#[cfg(sabotage)]
+pub const MARK: &str = "twinblk with deliberate mistakes: for the simulation only";
+
+#[cfg(sabotage)]
+mod chosen {
+    use super::Mistake;
+    use core::sync::atomic::{AtomicU8, Ordering};
+
+    static CHOSEN: AtomicU8 = AtomicU8::new(0);
+
+    /// From now on all engines of this process make this mistake, or none.
+    pub fn choose(mistake: Option<Mistake>) {
+        CHOSEN.store(mistake.map_or(0, |m| m as u8), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is(mistake: Mistake) -> bool {
+        CHOSEN.load(Ordering::Relaxed) == mistake as u8
+    }
+}
+
+#[cfg(sabotage)]
+pub use chosen::choose;
+#[cfg(sabotage)]
+pub(crate) use chosen::is;
+
+/// Whether this mistake is to be made: never.
+#[cfg(not(sabotage))]
+#[inline(always)]
+pub(crate) const fn is(_: Mistake) -> bool {
+    false
+}

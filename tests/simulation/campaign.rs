@@ -1,0 +1,193 @@
+//! Many runs: on all cores, with progress, and what they covered in the end.
+
+use crate::plan::{Fault, Plan};
+use crate::run::{Outcome, run};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use twinblk_engine::handshake::Rule;
+
+/// What came of many runs.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Runs.
+    pub runs: u64,
+    /// Events.
+    pub steps: u64,
+    /// Simulated nanoseconds.
+    pub time: u128,
+    /// Disturbances.
+    pub disturbances: u64,
+    /// Requests served.
+    pub served: u64,
+    /// How often what occurred.
+    pub counts: BTreeMap<String, u64>,
+    /// Runs that broke a promise.
+    pub failures: Vec<Outcome>,
+}
+
+/// How a campaign is run.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// The next seed, and the one to stop at.
+    pub seeds: std::ops::Range<u64>,
+    /// Threads.
+    pub jobs: usize,
+    /// Stop after so long.
+    pub time: Option<Duration>,
+    /// Stop at the first failure.
+    pub first: bool,
+    /// Print progress.
+    pub talks: bool,
+}
+
+impl Campaign {
+    /// Runs it with the plan of each seed.
+    pub fn run(&self) -> Report {
+        self.run_with(Plan::new)
+    }
+
+    /// Runs it with plans made from seeds.
+    pub fn run_with(&self, plan: impl Fn(u64) -> Plan + Sync) -> Report {
+        let next = AtomicU64::new(self.seeds.start);
+        let stop = AtomicBool::new(false);
+        let report = Mutex::new(Report::default());
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let late = self.time.is_some_and(|time| start.elapsed() >= time);
+                        if seed >= self.seeds.end || late {
+                            return;
+                        }
+                        let outcome = run(&plan(seed), false);
+                        let failed = outcome.violation.is_some();
+                        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+                        report.take(outcome);
+                        if failed && self.first {
+                            stop.store(true, Ordering::Relaxed);
+                        }
+                        if self.talks && report.runs.is_multiple_of(500) {
+                            println!("{}", report.summary(start.elapsed()));
+                        }
+                    }
+                });
+            }
+        });
+        report.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Report {
+    fn take(&mut self, outcome: Outcome) {
+        self.runs += 1;
+        self.steps += outcome.steps;
+        self.time += u128::from(outcome.time);
+        self.disturbances += outcome.disturbances;
+        self.served += outcome.served;
+        for (what, n) in &outcome.counts {
+            *self.counts.entry(what.clone()).or_default() += n;
+        }
+        if outcome.violation.is_some() {
+            self.failures.push(outcome);
+        }
+    }
+
+    /// One line.
+    pub fn summary(&self, elapsed: Duration) -> String {
+        let seconds = elapsed.as_secs_f64().max(0.001);
+        let simulated = self.time as f64 / 1e9;
+        format!(
+            "{} runs, {} failed; {} steps ({:.0}/s), {:.1} simulated hours ({:.0} s/s), {} \
+             requests served, {} disturbances",
+            self.runs,
+            self.failures.len(),
+            self.steps,
+            self.steps as f64 / seconds,
+            simulated / 3600.0,
+            simulated / seconds,
+            self.served,
+            self.disturbances
+        )
+    }
+
+    /// How often each kind of thing occurred.
+    pub fn coverage(&self) -> String {
+        let mut text = String::new();
+        for (what, n) in &self.counts {
+            text.push_str(&format!("{n:>12}  {what}\n"));
+        }
+        text
+    }
+
+    /// What a large enough campaign must have met and has not.
+    pub fn missing(&self) -> Vec<String> {
+        expected()
+            .into_iter()
+            .filter(|what| !self.counts.contains_key(what))
+            .collect()
+    }
+}
+
+/// Handshake rows two nodes never reach, and why.
+const UNREACHABLE: [&str; 1] = [
+    // Both disks just created and both consistent: no command leaves a disk so.
+    "just-created-both",
+];
+
+fn expected() -> Vec<String> {
+    let faults = Fault::ALL.iter().map(|f| format!("fault {f:?}"));
+    let rows = Rule::ALL
+        .iter()
+        .map(|r| r.name())
+        .filter(|name| !UNREACHABLE.contains(name))
+        .map(|name| format!("row {name}"));
+    let states = [
+        "role Secondary→Primary",
+        "role Primary→Secondary",
+        "disk Diskless→Attaching",
+        "disk Attaching→UpToDate",
+        "disk Attaching→Inconsistent",
+        "disk Attaching→Outdated",
+        "disk Attaching→Failed",
+        "disk UpToDate→Inconsistent",
+        "disk UpToDate→Outdated",
+        "disk UpToDate→Failed",
+        "disk Outdated→UpToDate",
+        "disk Outdated→Inconsistent",
+        "disk Inconsistent→UpToDate",
+        "disk Inconsistent→Failed",
+        "connection StandAlone→Connecting",
+        "connection Connecting→Connected",
+        "connection Connecting→StandAlone",
+        "connection Connecting→Timeout",
+        "connection Connecting→TearDown",
+        "connection Connecting→BrokenPipe",
+        "connection Connected→BrokenPipe",
+        "connection Connected→TearDown",
+        "connection Connected→NetworkFailure",
+        "connection Connected→Timeout",
+        "connection Connected→Disconnecting",
+        "replication Off→Established",
+        "replication Off→WFBitMapS",
+        "replication Off→WFBitMapT",
+        "replication WFBitMapS→SyncSource",
+        "replication WFBitMapT→SyncTarget",
+        "replication SyncSource→Established",
+        "replication SyncTarget→Established",
+        "replication WFBitMapS→Off",
+        "replication WFBitMapT→Off",
+        "replication SyncSource→Off",
+        "replication SyncTarget→Off",
+        "replication Established→Off",
+    ];
+    let served = ["read", "write", "trim", "zeroes", "flush"].map(|k| format!("served {k}"));
+    faults
+        .chain(rows)
+        .chain(states.into_iter().map(str::to_owned))
+        .chain(served)
+        .collect()
+}

@@ -1,0 +1,227 @@
+//! The promises, as functions that look at the world. Each names the promise it serves.
+
+use crate::node::{VOLUME, name};
+use crate::world::World;
+use twinblk_engine::event::{ConnState, DiskState, ReplState, Role};
+
+impl World {
+    /// What is looked at after every step.
+    pub(crate) fn watch(&mut self) {
+        if self.trace.steps.is_multiple_of(64) {
+            self.nothing_is_stuck();
+        }
+        if self.trace.steps.is_multiple_of(256) {
+            self.copies_in_step_are_equal();
+            for n in 0..self.plan.nodes {
+                self.check_order(n);
+            }
+        }
+    }
+
+    /// Promise 2, one truth: two nodes that are connected are never both Primary.
+    pub(crate) fn one_primary(&mut self, n: usize, m: usize) {
+        let agreed = |w: &Self, n: usize, m: usize| {
+            w.nodes[n].engine.as_ref().is_some_and(|e| {
+                let s = e.status(w.nodes[n].clock(w.now));
+                s.peers
+                    .iter()
+                    .any(|p| usize::from(p.node.0) == m && p.connection == ConnState::Connected)
+            })
+        };
+        let both = self.nodes[n].role == Role::Primary && self.nodes[m].role == Role::Primary;
+        if both && agreed(self, n, m) && agreed(self, m, n) {
+            let text = format!("{} and {} are connected and both Primary", name(n), name(m));
+            self.violate("one_primary", text);
+        }
+    }
+
+    /// Promises 1 and 2: a node becomes Primary only with a copy that holds everything it must hold,
+    /// and promise 4: in an order the Primary's own disk could have had.
+    pub(crate) fn promoted(&mut self, n: usize) {
+        for m in 0..self.plan.nodes {
+            if m != n {
+                self.one_primary(n, m);
+            }
+        }
+        if self.nodes[n].syncing_from.is_some() && self.nodes[n].disk_state != DiskState::UpToDate {
+            let text = format!("{} is promoted in the middle of a resync", name(n));
+            return self.violate("no_half_copy_is_served", text);
+        }
+        let others = (0..self.plan.nodes).any(|m| m != n && self.nodes[m].role == Role::Primary);
+        self.oracle.lineages_mixed |= others;
+        self.oracle.reign_begins();
+        let content = self.nodes[n].disk.data().to_vec();
+        let verdict = self.oracle.content_fits(n, &content);
+        self.judge("a_promoted_copy_is_current", verdict);
+        self.check_order(n);
+    }
+
+    /// Promise 4, order: a copy that has a write submitted after a flush has everything the flush
+    /// covered, at every moment.
+    pub(crate) fn check_order(&mut self, n: usize) {
+        if !self.has_a_whole_copy(n) {
+            return;
+        }
+        let node = &self.nodes[n];
+        let verdict = self.oracle.order_holds(n, node.disk.data());
+        self.judge("order_is_kept", verdict);
+    }
+
+    /// It says of its copy that it is whole.
+    pub(crate) fn has_a_whole_copy(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let whole = matches!(
+            node.disk_state,
+            DiskState::UpToDate | DiskState::Outdated | DiskState::Consistent
+        );
+        whole && node.syncing_from.is_none()
+    }
+
+    /// Promise 3, convergence: copies that both sides call equal are equal whenever nothing is under
+    /// way.
+    pub(crate) fn copies_in_step_are_equal(&mut self) {
+        for a in 0..self.plan.nodes {
+            for b in a + 1..self.plan.nodes {
+                let established = |w: &Self, n: usize, m: usize| {
+                    let node = &w.nodes[n];
+                    node.replication[m].0 == ReplState::Established
+                        && node.disk_state == DiskState::UpToDate
+                        && node.ops.is_empty()
+                };
+                if !established(self, a, b) || !established(self, b, a) {
+                    continue;
+                }
+                let busy = self
+                    .clients
+                    .requests
+                    .values()
+                    .any(|r| r.node == a || r.node == b)
+                    || !self.link_is_whole_and_empty(a, b);
+                if !busy && self.nodes[a].disk.data() != self.nodes[b].disk.data() {
+                    let differ = self.difference(a, b);
+                    let text = format!(
+                        "{} and {} call each other UpToDate and differ in sectors {differ:?}",
+                        name(a),
+                        name(b)
+                    );
+                    self.violate("copies_in_step_are_equal", text);
+                }
+            }
+        }
+    }
+
+    /// Both ends use the same link, it works, and nothing is on its way.
+    fn link_is_whole_and_empty(&self, a: usize, b: usize) -> bool {
+        let [Some(x), Some(y)] = self.wires[a][b].link else {
+            return false;
+        };
+        let link = &self.links[x];
+        x == y
+            && link.broken == [false; 2]
+            && link.closed == [false; 2]
+            && link.streams.iter().flatten().all(|s| s.frames.is_empty())
+    }
+
+    fn difference(&self, a: usize, b: usize) -> Vec<usize> {
+        let (x, y) = (self.nodes[a].disk.data(), self.nodes[b].disk.data());
+        (0..x.len()).filter(|&s| x[s] != y[s]).take(20).collect()
+    }
+
+    /// Promises 1 and 3: when a resync begins, everything in which the copies differ is marked.
+    pub(crate) fn bits_cover_the_difference(&mut self, source: usize, target: usize) {
+        let differ: Vec<usize> = {
+            let (x, y) = (
+                self.nodes[source].disk.data(),
+                self.nodes[target].disk.data(),
+            );
+            (0..x.len()).filter(|&s| x[s] != y[s]).collect()
+        };
+        let Some(engine) = &self.nodes[source].engine else {
+            return;
+        };
+        let size = self.nodes[source].disk.data().len() as u64 * 512;
+        let marked = engine.dirty_ranges(VOLUME, 0, size, usize::MAX);
+        for s in differ {
+            let at = s as u64 * 512;
+            let covered = marked
+                .iter()
+                .any(|&(offset, len, dirty)| dirty && offset <= at && at < offset + len);
+            if !covered {
+                let text = format!(
+                    "the resync from {} to {} leaves out sector {s}, in which they differ",
+                    name(source),
+                    name(target)
+                );
+                return self.violate("bits_cover_the_difference", text);
+            }
+        }
+    }
+
+    /// Promise 3, no state is a trap: an engine that has something under way is driven by something.
+    pub(crate) fn nothing_is_stuck(&mut self) {
+        for n in 0..self.plan.nodes {
+            let node = &self.nodes[n];
+            let Some(engine) = &node.engine else { continue };
+            if node.stopped || !node.ops.is_empty() {
+                continue;
+            }
+            if !engine.is_idle() && engine.next_deadline().is_none() {
+                let text = format!("{} waits for something that will never come", name(n));
+                self.violate("nothing_is_stuck", text);
+            }
+        }
+    }
+
+    /// Promise 3 at the end: connected, UpToDate, in step, nothing marked.
+    pub(crate) fn has_converged(&self) -> bool {
+        (0..self.plan.nodes).all(|n| {
+            let node = &self.nodes[n];
+            let Some(engine) = &node.engine else {
+                return false;
+            };
+            let s = engine.status(node.clock(self.now));
+            !node.stopped
+                && node.ops.is_empty()
+                && s.volumes.iter().all(|v| v.disk == DiskState::UpToDate)
+                && s.peers.iter().all(|p| {
+                    p.connection == ConnState::Connected
+                        && p.transfer_log == 0
+                        && p.volumes.iter().all(|v| {
+                            v.replication == ReplState::Established
+                                && v.peer_disk == DiskState::UpToDate
+                                && v.out_of_sync == 0
+                        })
+                })
+        }) && self.clients.requests.is_empty()
+    }
+
+    /// The state of all nodes, for people.
+    pub fn picture(&self) -> String {
+        let mut text = String::new();
+        for node in &self.nodes {
+            let n = usize::from(node.id.0);
+            text.push_str(&format!(
+                "{}: life {} want {:?} ops {} paused {} stopped {}\n",
+                name(n),
+                node.life,
+                node.want,
+                node.ops.len(),
+                node.paused_until > self.now,
+                node.stopped
+            ));
+            if let Some(engine) = &node.engine {
+                text.push_str(&format!("{:#?}\n", engine.status(node.clock(self.now))));
+            }
+            for (tag, r) in self.clients.requests.iter().filter(|(_, r)| r.node == n) {
+                text.push_str(&format!(
+                    "    not answered: tag {tag} {:?} {:?}\n",
+                    r.kind, r.range
+                ));
+            }
+            for line in &node.log {
+                text.push_str(&format!("    {line}\n"));
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,31 @@
+//! A simulation of everything around the engine, from one seed: disks with volatile caches, links
+//! that delay, lose and deceive, clocks that jump, processes that end between two steps, clients, and
+//! people. The engine and the metadata code are the real ones.
+//!
+//! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`]
+//! and [`admin`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what each copy may
+//! hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`], [`campaign`]
+//! many of them, [`reduce`] makes a failing one short.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod campaign;
+mod carry_out;
+mod chaos;
+pub mod clients;
+pub mod disk;
+mod invariants;
+mod links;
+pub mod net;
+pub mod node;
+pub mod oracle;
+pub mod plan;
+pub mod reduce;
+pub mod rng;
+pub mod run;
+#[cfg(sabotage)]
+pub mod sabotaged;
+mod told;
+pub mod trace;
+pub mod world;

@@ -1,0 +1,189 @@
+//! What kind of run a seed is: how many nodes, which protocol, how fast disks and links are, and which
+//! disturbances occur how often. Every seed leaves most kinds of disturbance out, so that rare ones
+//! are not hidden behind frequent ones.
+
+use crate::rng::Rng;
+use twinblk_engine::config::Protocol;
+
+/// Nanoseconds in a millisecond.
+pub const MS: u64 = 1_000_000;
+/// Nanoseconds in a second.
+pub const SECOND: u64 = 1000 * MS;
+
+/// What can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// The process is killed; what the kernel has stays.
+    Kill,
+    /// The process is killed between two outputs of the engine.
+    KillBetweenOutputs,
+    /// The machine loses power: unflushed writes are kept, lost or torn.
+    PowerCut,
+    /// The process stands still for a while.
+    Pause,
+    /// The clock of a node jumps ahead.
+    ClockJump,
+    /// A connection is reset; both sides notice, at different moments.
+    Cut,
+    /// A connection is reset; only one side notices.
+    HalfOpen,
+    /// Nothing gets through in one direction.
+    OneWay,
+    /// Nothing gets through at all.
+    Partition,
+    /// Connections break again and again for a while.
+    ReconnectStorm,
+    /// A link is slow for a while.
+    SlowLink,
+    /// A disk is slow for a while.
+    SlowDisk,
+    /// One read fails.
+    ReadError,
+    /// One write fails.
+    WriteError,
+    /// One flush fails, and loses what it should have written.
+    FlushError,
+    /// One metadata operation fails.
+    MetaError,
+    /// Everything a disk is asked for fails, until the node is started anew.
+    DeadDisk,
+    /// Both machines lose power at once.
+    Blackout,
+    /// The machine loses power while metadata are being written.
+    PowerCutInMetadata,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::Kill,
+        Self::KillBetweenOutputs,
+        Self::PowerCut,
+        Self::Pause,
+        Self::ClockJump,
+        Self::Cut,
+        Self::HalfOpen,
+        Self::OneWay,
+        Self::Partition,
+        Self::ReconnectStorm,
+        Self::SlowLink,
+        Self::SlowDisk,
+        Self::ReadError,
+        Self::WriteError,
+        Self::FlushError,
+        Self::MetaError,
+        Self::DeadDisk,
+        Self::Blackout,
+        Self::PowerCutInMetadata,
+    ];
+}
+
+/// Everything a seed decides before the run begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes.
+    pub nodes: usize,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Sectors of the device.
+    pub sectors: usize,
+    /// Clients.
+    pub clients: usize,
+    /// Requests a client has under way at most.
+    pub depth: usize,
+    /// Sectors of the device the clients touch; small: everything overlaps.
+    pub span: usize,
+    /// Longest pause between two requests of a client, ns.
+    pub think: u64,
+    /// How long disturbances go on, ns.
+    pub duration: u64,
+    /// Disturbances of this seed.
+    pub faults: Vec<Fault>,
+    /// Longest time between two of them, ns.
+    pub fault_every: u64,
+    /// Longest time between two orders of the administrator, ns; 0: none.
+    pub order_every: u64,
+    /// The administrator promotes a node although the other may be in use.
+    pub careless: bool,
+    /// Longest delay of a frame, ns.
+    pub link_delay: u64,
+    /// Longest time of a disk operation, ns.
+    pub disk_delay: u64,
+    /// Metadata lie on a device of their own: a flush of the one is none of the other.
+    pub external: bool,
+    /// Disks without a volatile cache.
+    pub write_through: bool,
+    /// Short time limits and small queues.
+    pub tight: bool,
+    /// Disturbances (by number) that are left out: how a failure is reduced.
+    pub without: Vec<u64>,
+    /// Nothing disturbs after this many disturbances.
+    pub most: u64,
+}
+
+impl Plan {
+    /// What this seed decides.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::stream(seed, 1);
+        let protocol = rng.pick(&[
+            Protocol::A,
+            Protocol::B,
+            Protocol::C,
+            Protocol::C,
+            Protocol::C,
+        ]);
+        let sectors = rng.pick(&[64usize, 128, 256, 1024]);
+        let kinds = rng.between(0, 6);
+        let faults = (0..kinds).map(|_| rng.pick(&Fault::ALL)).collect();
+        Self {
+            seed,
+            nodes: 2,
+            protocol,
+            sectors,
+            clients: usize::try_from(rng.between(1, 4)).expect("few"),
+            depth: usize::try_from(rng.pick(&[1, 2, 4, 16])).expect("few"),
+            span: rng.pick(&[16, 64, sectors]),
+            think: rng.pick(&[MS, 10 * MS, 50 * MS, 300 * MS]),
+            duration: rng.pick(&[3 * SECOND, 10 * SECOND, 30 * SECOND]),
+            faults,
+            fault_every: rng.pick(&[SECOND / 2, 2 * SECOND, 8 * SECOND]),
+            order_every: rng.pick(&[0, SECOND, 5 * SECOND, 5 * SECOND]),
+            careless: rng.per_mille(250),
+            link_delay: rng.pick(&[MS / 10, MS, 20 * MS]),
+            disk_delay: rng.pick(&[MS / 20, MS, 15 * MS]),
+            external: rng.per_mille(400),
+            write_through: rng.per_mille(100),
+            tight: rng.per_mille(400),
+            without: Vec::new(),
+            most: u64::MAX,
+        }
+    }
+
+    /// A quiet run: nothing disturbs. For named scenarios.
+    pub fn quiet(seed: u64, nodes: usize, protocol: Protocol) -> Self {
+        Self {
+            seed,
+            nodes,
+            protocol,
+            sectors: 128,
+            clients: 0,
+            depth: 1,
+            span: 128,
+            think: MS,
+            duration: 0,
+            faults: Vec::new(),
+            fault_every: SECOND,
+            order_every: 0,
+            careless: false,
+            link_delay: MS,
+            disk_delay: MS,
+            external: false,
+            write_through: false,
+            tight: false,
+            without: Vec::new(),
+            most: 0,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What engines tell: their view of things, for the oracle and for coverage.
+
+use crate::world::World;
+use twinblk_engine::event::{ConnState, DiskState, Event, ReplState, Role, What};
+
+impl World {
+    pub(crate) fn told(&mut self, n: usize, event: Event) {
+        let text = format!("{:?} {:?}: {}", event.severity, event.what, event.cause);
+        let log = &mut self.nodes[n].log;
+        if log.len() >= 60 {
+            log.pop_front();
+        }
+        log.push_back(format!("{:.6} {text}", self.now as f64 / 1e9));
+        self.trace.line(self.now, || format!("{n}: {text}"));
+        match event.what {
+            What::Role(from, to) => {
+                self.trace.count(&format!("role {from:?}→{to:?}"));
+                self.nodes[n].role = to;
+                if to == Role::Primary {
+                    self.promoted(n);
+                }
+            }
+            What::Disk(_, from, to) => {
+                self.trace.count(&format!("disk {from:?}→{to:?}"));
+                self.nodes[n].disk_state = to;
+                let source = self.nodes[n].syncing_from;
+                if from == DiskState::Inconsistent
+                    && to == DiskState::UpToDate
+                    && let Some(source) = source
+                    && event.cause.contains("resync")
+                {
+                    self.nodes[n].syncing_from = None;
+                    let content = self.nodes[n].disk.data();
+                    self.oracle.resync_ended(n, source, content);
+                    self.trace.count("resync ended");
+                }
+            }
+            What::Connection(peer, from, to) => {
+                self.trace.count(&format!("connection {from:?}→{to:?}"));
+                if to == ConnState::Connected {
+                    self.one_primary(n, usize::from(peer.0));
+                }
+            }
+            What::Replication(peer, _, from, to) => {
+                self.trace.count(&format!("replication {from:?}→{to:?}"));
+                let m = usize::from(peer.0);
+                self.nodes[n].replication[m].0 = to;
+                if from == ReplState::SyncSource && to == ReplState::Established {
+                    // Sending went on all the while.
+                    return;
+                }
+                match to {
+                    ReplState::Off => self.nodes[n].replication[m].1 += 1,
+                    ReplState::SyncSource => self.resync_begins(n, m),
+                    ReplState::SyncTarget => self.nodes[n].syncing_from = Some(m),
+                    _ => {}
+                }
+            }
+            What::PeerRole(_, from, to) => self.trace.count(&format!("peer role {from:?}→{to:?}")),
+            What::PeerDisk(peer, _, from, to) => {
+                self.nodes[n].peer_disk[usize::from(peer.0)] = to;
+                self.trace.count(&format!("peer disk {from:?}→{to:?}"));
+            }
+            What::Incident => {}
+        }
+    }
+
+    fn resync_begins(&mut self, source: usize, target: usize) {
+        self.trace.count("resync began");
+        self.bits_cover_the_difference(source, target);
+        let content = self.nodes[source].disk.data().to_vec();
+        let verdict = self.oracle.resync_begins(target, source, &content);
+        self.judge("nothing_completed_is_overwritten_unasked", verdict);
+    }
+}
