@@ -483,7 +483,9 @@ impl Resource {
             let reason = "the peer is UpToDate and of the same generation".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);
         }
-        if disk > DiskState::Inconsistent {
+        // A peer without a disk has nothing to be reconciled with.
+        let both = disk > DiskState::Inconsistent && peer_disk > DiskState::Inconsistent;
+        if both && peer_disk != DiskState::DUnknown {
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
         }
         self.commit(v, true, None);

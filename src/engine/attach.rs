@@ -73,7 +73,18 @@ impl Resource {
             DiskState::Attaching,
             "reading and writing metadata".to_string(),
         );
-        self.commit(v, true, Some(Waiter::Attached));
+        // What a killed process wrote last may be in the disk's cache only. It would be sent to a
+        // peer, or pass for equal to it, and be gone after a power cut: it is made stable first.
+        let op = self.new_op(Op::AttachFlush(v));
+        self.out.push(Output::DiskFlush { op, volume });
+    }
+
+    /// The data of a freshly attached volume are stable.
+    pub(crate) fn attach_flushed(&mut self, v: usize, result: Result<(), i32>) {
+        match result {
+            Ok(()) => self.commit(v, true, Some(Waiter::Attached)),
+            Err(errno) => self.disk_failed(v, errno, "a flush"),
+        }
     }
 
     /// The metadata of a freshly attached volume are settled.

@@ -82,8 +82,15 @@ impl Resource {
         let Some(r) = self.requests.get(key) else {
             return;
         };
+        let failed = self.volumes[r.volume].disk == crate::event::DiskState::Failed;
         let error = match r.local {
             LocalPart::NotStarted | LocalPart::InFlight => return,
+            // Neither a generation nor a mark of a disk that failed can be relied upon: what was not
+            // answered before is not answered with success.
+            LocalPart::Done if failed => Some(ReplyError {
+                errno: errno::EIO,
+                text: "the local disk has failed",
+            }),
             LocalPart::Done => None,
             LocalPart::Failed(_) => Some(ReplyError {
                 errno: errno::EIO,

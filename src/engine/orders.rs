@@ -286,7 +286,8 @@ impl Resource {
         let Some(stopping) = &self.stopping else {
             return;
         };
-        if self.role_change.is_some() {
+        let attaching = |v: &crate::volume::Volume| v.disk == DiskState::Attaching;
+        if self.role_change.is_some() || self.volumes.iter().any(attaching) {
             return;
         }
         if self.role == Role::Primary {

@@ -32,6 +32,8 @@ pub(crate) enum Op {
     /// Flush of a peer's epoch (peer index, volume).
     EpochFlush(usize, VolumeId),
     ResyncRead(ChunkKey),
+    /// Flush of a volume's data when it is attached (by index).
+    AttachFlush(usize),
     DemoteFlush,
     /// Metadata operations of a volume (by index).
     MetaPage(usize),
@@ -177,13 +179,24 @@ impl Resource {
     /// on without waiting has gone on before the next input comes, for there may be none.
     fn settle(&mut self) {
         loop {
-            let before = (self.out.len(), self.role_change.as_ref().map(|c| c.step));
+            let before = self.progress();
             self.settle_once();
-            let after = (self.out.len(), self.role_change.as_ref().map(|c| c.step));
-            if before == after && self.doomed.is_empty() {
+            if before == self.progress() && self.doomed.is_empty() {
                 return;
             }
         }
+    }
+
+    /// What tells whether a round of [`Self::settle_once`] has moved anything that another step may
+    /// wait for.
+    fn progress(&self) -> (usize, Option<crate::role::Step>, usize, usize, usize) {
+        (
+            self.out.len(),
+            self.role_change.as_ref().map(|c| c.step),
+            self.volumes.iter().filter(|v| v.bump_running).count(),
+            self.gated.len() + self.held.len(),
+            self.waiting_commands.len(),
+        )
     }
 
     fn settle_once(&mut self) {
@@ -215,6 +228,7 @@ impl Resource {
             Some(Op::PeerWrite(key)) => self.peer_write_done(key, done.result),
             Some(Op::EpochFlush(p, volume)) => self.epoch_flush_done(p, volume, done.result),
             Some(Op::ResyncRead(key)) => self.chunk_read(key, done.result, done.zero, done.buf),
+            Some(Op::AttachFlush(v)) => self.attach_flushed(v, done.result),
             Some(Op::DemoteFlush) => self.demote_flushed(done.result),
             Some(Op::MetaPage(_) | Op::MetaFlush(_) | Op::MetaSuperblock(_)) | None => {}
         }

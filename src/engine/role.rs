@@ -6,7 +6,7 @@
 //! here and on the peers → bitmap and cleared indicator are on the disk → Secondary.
 
 use crate::command::{CommandResult, Refusal, RefusalKind};
-use crate::event::{DiskState, Role, Severity, What};
+use crate::event::{DiskState, ReplState, Role, Severity, What};
 use crate::ids::CommandId;
 use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
@@ -108,21 +108,8 @@ impl Resource {
                     format!("mend the disk, then `twinblk down {name}` and `twinblk up {name}`"),
                 ));
             }
-            let stale = self.peers.iter().find(|p| {
-                use crate::event::ReplState::{SyncTarget, WFBitMapT};
-                matches!(p.volumes[v].replication, WFBitMapT | SyncTarget)
-            });
-            if let Some(peer) = stale {
-                return Err(refuse(
-                    RefusalKind::NoUpToDateData,
-                    format!(
-                        "{} is being brought up to date from {}",
-                        volume.id, peer.name
-                    ),
-                    format!("wait for the resync: `twinblk wait-sync {name}`"),
-                ));
-            }
             if volume.disk == DiskState::UpToDate {
+                self.not_about_to_be_overwritten(v)?;
                 continue;
             }
             let better = self
@@ -155,6 +142,22 @@ impl Resource {
             }
         }
         Ok(())
+    }
+
+    /// Both sides agreed that this disk is a resync target, and it does not say so yet.
+    fn not_about_to_be_overwritten(&self, v: usize) -> Result<(), Refusal> {
+        let waits = |p: &&crate::peer::Peer| p.volumes[v].replication == ReplState::WFBitMapT;
+        let Some(source) = self.peers.iter().find(waits) else {
+            return Ok(());
+        };
+        Err(refuse(
+            RefusalKind::NoUpToDateData,
+            format!(
+                "{} is about to be brought up to date from {}",
+                self.volumes[v].id, source.name
+            ),
+            format!("wait for the resync: `twinblk wait-sync {}`", self.cfg.name),
+        ))
     }
 
     /// Goes on once no peer's answer is missing.
