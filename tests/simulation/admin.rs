@@ -295,7 +295,7 @@ impl World {
                 if peer.connection != ConnState::StandAlone || states[m].is_none() {
                     continue;
                 }
-                if peer.reason.contains("split brain") {
+                if peer.reason.starts_with("split brain") {
                     return self.resolve(n, m, states);
                 }
                 if ["two-primaries", "role-conflict"]

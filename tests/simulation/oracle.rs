@@ -377,6 +377,10 @@ impl Oracle {
 
     /// A resync ended: the target has what the source has, but for writes under way.
     pub fn resync_ended(&mut self, target: usize, source: usize, content: &[Stamp]) {
+        // Both have it now.
+        for firm in &mut self.copies[source].firm {
+            firm.alone = false;
+        }
         let firm = self.copies[source].firm.clone();
         let there = |(s, &value)| origin(value, s).unwrap_or(0);
         self.completed[target] = content.iter().enumerate().map(there).collect();
