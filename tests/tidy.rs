@@ -214,3 +214,23 @@ fn licences_are_allowed_and_dead_ends_are_not_there() {
         assert!(ours || registry, "{name} comes from {}", package["source"]);
     }
 }
+
+/// The deliberate mistakes of the simulation are in no program that is shipped.
+#[test]
+fn the_program_has_no_deliberate_mistakes() {
+    let source = std::fs::read_to_string(root().join("src/engine/sabotage.rs")).expect("it");
+    let mark = source
+        .split_once("pub const MARK: &str = \"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .expect("the mark")
+        .0;
+    assert!(mark.len() > 20);
+    let program = std::fs::read(env!("CARGO_BIN_EXE_twinblk")).expect("the program");
+    let found = program.windows(mark.len()).any(|w| w == mark.as_bytes());
+    assert!(!found, "it was built with --cfg sabotage");
+    for name in ["Cargo.toml", "src/engine/Cargo.toml", ".cargo/config.toml"] {
+        let text = std::fs::read_to_string(root().join(name)).unwrap_or_default();
+        let features = text.contains("sabotage = [") || text.contains("--cfg");
+        assert!(!features, "{name} must not make it possible by accident");
+    }
+}

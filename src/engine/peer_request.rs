@@ -228,14 +228,6 @@ impl Resource {
                 self.disk_failed(r.volume, errno, "a write from a peer");
             }
         }
-        let resynced = resynced.filter(|&(_, offset, len)| {
-            let early = crate::sabotage::is(crate::sabotage::Mistake::ClearBitsUnflushed);
-            let node = self.peers[r.peer].node;
-            if early && let Some(bitmap) = self.volumes[r.volume].bitmap_mut(node) {
-                bitmap.clear_bytes(offset, len);
-            }
-            !early
-        });
         self.peers[r.peer].receiver.written(h.epoch, resynced);
         self.flush_ready_epochs(r.peer);
     }

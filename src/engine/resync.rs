@@ -301,10 +301,6 @@ impl Resource {
             resync.finish_sent = true;
         }
         pv.lacks_current = false;
-        if crate::sabotage::is(crate::sabotage::Mistake::FinishBeforeStable) {
-            self.volumes[v].generations.resync_finished_with(node);
-            return self.tell_resync_finished(p, v);
-        }
         self.volumes[v].generations.resync_finished_with(node);
         self.commit(v, true, Some(Waiter::ResyncFinished(node, link)));
     }

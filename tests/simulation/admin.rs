@@ -168,7 +168,7 @@ impl World {
     fn end_process(&mut self, n: usize) {
         self.clients.node_died(n);
         self.admin.node_died(n);
-        self.nodes[n].die(&mut self.disk_rng);
+        self.nodes[n].die(false, &mut self.disk_rng);
         self.oracle.killed(n);
         for m in 0..self.plan.nodes {
             if m != n {
@@ -224,7 +224,7 @@ impl World {
         let mut options = crate::node::options(&self.plan);
         let rng = &mut self.admin.rng;
         options.max_epoch_size = rng.pick(&[1, 3, 100, 2048]);
-        options.resync_max_rate = rng.pick(&[0, 64 << 10, 1 << 20]);
+        options.resync_max_rate = rng.pick(&[0, 64 << 10, 1 << 20, self.plan.resync_rate]);
         options.resync_window = rng.pick(&[64 << 10, 4 << 20]);
         options.send_queue = rng.pick(&[8 << 10, 1 << 20]);
         options

@@ -237,8 +237,9 @@ impl Node {
         })
     }
 
-    /// The process is gone. What the kernel had under way is done or not, in part or whole.
-    pub fn die(&mut self, rng: &mut Rng) {
+    /// The process is gone. What the kernel had under way is done or not, in part or whole. When the
+    /// power goes with it, a sector of metadata that was just being written may be unreadable.
+    pub fn die(&mut self, power: bool, rng: &mut Rng) {
         self.engine = None;
         self.life += 1;
         for op in core::mem::take(&mut self.ops).into_values() {
@@ -251,8 +252,14 @@ impl Node {
                         self.disk.write(first + from, &content[from..to], false);
                     }
                 }
-                Op::MetaWrite { offset, bytes, .. } => {
-                    if rng.per_mille(500) {
+                Op::MetaWrite {
+                    offset, mut bytes, ..
+                } => {
+                    if power && rng.per_mille(300) {
+                        let at = rng.index(bytes.len() / 512) * 512;
+                        bytes[at..at + 512].fill(0xa5);
+                        self.disk.write_meta(offset, &bytes, true);
+                    } else if rng.per_mille(500) {
                         self.disk.write_meta(offset, &bytes, false);
                     }
                 }
@@ -302,6 +309,7 @@ pub fn options(plan: &Plan) -> Options {
         ping_timeout: Duration::from_millis(500),
         timeout: Duration::from_secs(1),
         ko_count: 3,
+        resync_max_rate: plan.resync_rate,
         ..Options::default()
     };
     if plan.tight {

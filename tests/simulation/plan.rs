@@ -115,6 +115,8 @@ pub struct Plan {
     pub external: bool,
     /// Disks without a volatile cache.
     pub write_through: bool,
+    /// Bytes per second of a resync at most, 0: as fast as it can.
+    pub resync_rate: u64,
     /// Short time limits and small queues.
     pub tight: bool,
     /// Disturbances (by number) that are left out: how a failure is reduced.
@@ -134,7 +136,7 @@ impl Plan {
             Protocol::C,
             Protocol::C,
         ]);
-        let sectors = rng.pick(&[64usize, 128, 256, 1024]);
+        let sectors = rng.pick(&[64usize, 64, 128, 128, 256, 256, 1024, 1024, 8192]);
         let kinds = rng.between(0, 6);
         let faults = (0..kinds).map(|_| rng.pick(&Fault::ALL)).collect();
         Self {
@@ -155,6 +157,7 @@ impl Plan {
             disk_delay: rng.pick(&[MS / 20, MS, 15 * MS]),
             external: rng.per_mille(400),
             write_through: rng.per_mille(100),
+            resync_rate: rng.pick(&[0, 0, 64 << 10, 512 << 10, 1 << 20]),
             tight: rng.per_mille(400),
             without: Vec::new(),
             most: u64::MAX,
@@ -181,6 +184,7 @@ impl Plan {
             disk_delay: MS,
             external: false,
             write_through: false,
+            resync_rate: 0,
             tight: false,
             without: Vec::new(),
             most: 0,

@@ -302,7 +302,7 @@ impl World {
         let whole = self.has_a_whole_copy(n);
         self.clients.node_died(n);
         self.admin.node_died(n);
-        self.nodes[n].die(&mut self.disk_rng);
+        self.nodes[n].die(power, &mut self.disk_rng);
         if power {
             self.nodes[n].disk.power_cut(&mut self.disk_rng);
             let content = self.nodes[n].disk.data();
