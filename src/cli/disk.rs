@@ -8,6 +8,11 @@ use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long to wait for the lock of a process that is just ending: a child it started may hold it for
+/// a moment longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// An open disk.
 #[derive(Debug)]
@@ -31,10 +36,18 @@ pub(super) fn open_exclusive(path: &Path, size: &str) -> Result<Disk, CliError> 
         options.custom_flags(libc::O_EXCL);
     }
     let file = options.open(path).map_err(|e| not_opened(path, &e))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => finish(path, file, true),
-        Err(Errno::WOULDBLOCK) => Err(in_use(path, "another process holds its lock")),
-        Err(e) => Err(not_opened(path, &e.into())),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return finish(path, file, true),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(in_use(path, "another process holds its lock"));
+            }
+            Err(e) => return Err(not_opened(path, &e.into())),
+        }
     }
 }
 
@@ -153,7 +166,15 @@ mod tests {
         );
         assert!(!open_to_read(file.path()).unwrap().exclusive);
         drop(first);
-        let looking = open_to_read(file.path()).unwrap();
+        // A child that another test forks at this moment holds the lock until it is another program.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let looking = loop {
+            let looking = open_to_read(file.path()).unwrap();
+            if looking.exclusive || Instant::now() > deadline {
+                break looking;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         assert!(looking.exclusive);
         // Looking does not keep others out.
         assert!(open_exclusive(file.path(), "1G").is_ok());

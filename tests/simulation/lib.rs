@@ -26,6 +26,8 @@ pub mod rng;
 pub mod run;
 #[cfg(sabotage)]
 pub mod sabotaged;
+#[cfg(test)]
+mod scenarios;
 mod told;
 pub mod trace;
 pub mod world;
