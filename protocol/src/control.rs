@@ -102,6 +102,20 @@ pub struct VolumeParams {
     pub bitmap_block: u32,
 }
 
+/// Whether a node gets writes, and from where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reach {
+    /// No Primary is connected.
+    #[default]
+    None,
+    /// A Primary is connected: the node with this id.
+    Follows(u8),
+    /// The node with this id, a Secondary, brings it up to date.
+    SyncsFrom(u8),
+    /// It is Primary itself.
+    Primary,
+}
+
 /// First message of each engine: who speaks and under which settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Params {
@@ -116,6 +130,8 @@ pub struct Params {
     pub allow_two_primaries: bool,
     /// `after-sb-0pri`, `-1pri`, `-2pri` by their DRBD names; must match on both ends.
     pub after_sb: [String; 3],
+    /// Where the sender's writes come from.
+    pub reach: Reach,
     /// Volumes in ascending order.
     pub volumes: Vec<VolumeParams>,
 }
@@ -131,6 +147,8 @@ pub struct VolumeFacts {
     pub bitmap: u64,
     /// Older generations, newest first.
     pub history: Vec<u64>,
+    /// Generation an unfinished resync was bringing the sender's copy to; 0: none.
+    pub toward: u64,
     /// Disk state of the sender.
     pub disk: DiskState,
     /// Bits set towards the receiver.
@@ -139,6 +157,11 @@ pub struct VolumeFacts {
     pub crashed_primary: bool,
     /// Bits were marked because the sender cannot know what differs (full bitmap after a crash).
     pub full_bitmap: bool,
+    /// The sender went down while it followed a Primary, and has not reconciled since. Only in
+    /// resources of three and more nodes.
+    pub crashed_secondary: bool,
+    /// The sender's disk is the target of a resync from another node than the receiver.
+    pub busy: bool,
 }
 
 /// Second message, sent with application writes frozen and drained: the facts the decision rests on.
@@ -220,19 +243,31 @@ pub enum Message {
         /// (volume, disk state) of the sender.
         disks: Vec<(u16, DiskState)>,
     },
-    /// (data) Writes after this message belong to a new generation.
+    /// (data) Writes after this message belong to this generation and go to these nodes. Only in
+    /// resources of three and more nodes.
     NewCurrentUuid {
         /// Volume number.
         volume: u16,
-        /// The new current UUID.
+        /// The current UUID so far. Equal to `current` when only the set of nodes has changed; then no
+        /// answer is due.
+        previous: u64,
+        /// The current UUID from here on.
         current: u64,
+        /// Bit per node id: the sender, and those that get all its writes and lack nothing.
+        in_step: u16,
     },
-    /// The receiver of `NewCurrentUuid` has it on its disk.
+    /// (data) The receiver of `NewCurrentUuid` has it on its disk.
     NewCurrentUuidAck {
         /// Volume number.
         volume: u16,
         /// The UUID confirmed.
         current: u64,
+    },
+    /// (data) So many of the application writes sent on this connection are stable on every node that
+    /// is in step. Only in resources of three and more nodes.
+    Settled {
+        /// Writes since the connection was agreed on.
+        writes: u64,
     },
     /// (data) No bit is left: the target may adopt these generations.
     ResyncFinished {
@@ -240,6 +275,8 @@ pub enum Message {
         volume: u16,
         /// What the target adopts.
         generations: Generations,
+        /// Bit per node id: the sender, and the nodes that are in step with it.
+        in_step: u16,
     },
     /// (data) The target has adopted the generations on its disk.
     ResyncFinishedAck {

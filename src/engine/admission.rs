@@ -1,11 +1,9 @@
 //! The gate: may a write that holds its range start now? It keeps its range while it waits, so the
 //! order among overlapping writes stays the order of arrival.
 
-use crate::ids::NodeId;
 use crate::resource::Resource;
 use crate::role::Step;
 use crate::volume::Waiter;
-use alloc::vec::Vec;
 
 /// Entries in a transfer log at which clients wait for the peer's barrier acks.
 const LOG_LIMIT: usize = 16 * 1024;
@@ -78,21 +76,46 @@ impl Resource {
     /// to writes wait (the safety rule of the metadata).
     pub(crate) fn start_new_generation(&mut self, volume: usize) {
         let fresh = self.rng.uuid();
-        let behind: Vec<NodeId> = self
-            .peers
-            .iter()
-            .filter(|p| !p.receives(volume))
-            .map(|p| p.node)
-            .collect();
         let v = &mut self.volumes[volume];
+        let previous = v.generations.current;
+        // Also for those that are told: they may still be at the old one until they confirm.
         v.generations
-            .force_new_current(fresh, behind.iter().copied());
+            .force_new_current(fresh, self.peers.iter().map(|p| p.node));
         v.bump_running = true;
+        v.bump_committed = false;
         v.meta.request(false, Some(Waiter::NewGeneration));
-        for p in &mut self.peers {
-            if behind.contains(&p.node) {
-                p.volumes[volume].lacks_current = true;
+        let in_step = self.in_step(volume);
+        for p in 0..self.peers.len() {
+            let told = self.peers[p].receives(volume);
+            self.peers[p].volumes[volume].lacks_current = !told;
+            if told {
+                self.peers[p].volumes[volume].ack_due = Some(fresh);
+                self.send_generation(p, volume, previous, in_step);
             }
         }
+    }
+
+    /// Goes on when a new generation is on the disk here and on every peer that gets writes.
+    pub(crate) fn bump_progress(&mut self, volume: usize) {
+        let due = self
+            .peers
+            .iter()
+            .any(|p| p.volumes[volume].ack_due.is_some());
+        let v = &mut self.volumes[volume];
+        if !v.bump_running || !v.bump_committed || due {
+            return;
+        }
+        v.bump_running = false;
+        if core::mem::take(&mut v.bump_again) {
+            return self.start_new_generation(volume);
+        }
+        if self.is_group() {
+            // Who has confirmed needs no bitmap UUID; and the peers are told of one another.
+            self.commit(volume, false, None);
+            for peer in &mut self.peers {
+                peer.volumes[volume].told_in_step = None;
+            }
+        }
+        self.release_held();
     }
 }

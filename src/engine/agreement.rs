@@ -6,6 +6,7 @@
 
 use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
 use crate::generations::same;
+use crate::group::parks;
 use crate::handshake::{Amount, Context, Decision, Direction, Side, decide};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
@@ -14,7 +15,9 @@ use crate::resource::Resource;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use twinblk_protocol::control::{Facts, Message, Params, Verdict, VolumeFacts, VolumeParams};
+use twinblk_protocol::control::{
+    Facts, Message, Params, Reach, Verdict, VolumeFacts, VolumeParams,
+};
 
 impl Resource {
     /// Own settings towards a peer.
@@ -30,6 +33,7 @@ impl Resource {
                 options.after_sb_1pri.name().to_string(),
                 options.after_sb_2pri.name().to_string(),
             ],
+            reach: self.reach(),
             volumes: self
                 .volumes
                 .iter()
@@ -51,6 +55,18 @@ impl Resource {
             let text = format!("cannot connect to {name}: {text}");
             self.incident(Severity::Error, text.clone());
             return self.close_link(p, ConnState::ProtocolError, text);
+        }
+        if self.is_group() {
+            if let Some(text) = self.follows_another(p, &params) {
+                return self.close_link(p, ConnState::TearDown, text);
+            }
+            let said = self.peers[p].link.as_ref().map(|l| l.said);
+            if said.is_some_and(|said| parks(said, params.reach)) {
+                return self.park(p);
+            }
+            if params.reach == Reach::Primary {
+                self.leader_appeared(p);
+            }
         }
         let now = self.now;
         if let Some(link) = &mut self.peers[p].link {
@@ -169,6 +185,7 @@ impl Resource {
 
     fn my_facts(&self, p: usize) -> Facts {
         let peer = &self.peers[p];
+        let busy = matches!(self.reach(), Reach::SyncsFrom(n) if n != peer.node.0);
         Facts {
             role: self.role,
             discard_my_data: peer.discard_my_data,
@@ -181,6 +198,7 @@ impl Resource {
                     current: v.generations.current,
                     bitmap: v.generations.bitmap[peer.node.slot()],
                     history: v.generations.history().collect(),
+                    toward: v.generations.toward,
                     disk: v.disk,
                     dirty_bits: v.bitmap(peer.node).map_or(0, |b| b.count_set()),
                     crashed_primary: v
@@ -190,6 +208,11 @@ impl Resource {
                     full_bitmap: v
                         .bitmap(peer.node)
                         .is_some_and(|b| b.bits() > 0 && b.count_set() == b.bits()),
+                    crashed_secondary: v
+                        .local
+                        .as_ref()
+                        .is_some_and(|l| l.superblock.flags.contains(MdFlags::CRASHED_SECONDARY)),
+                    busy,
                 })
                 .collect(),
         }
@@ -220,6 +243,7 @@ impl Resource {
         let context = Context {
             protocol: self.cfg.options.protocol,
             allow_two_primaries: self.cfg.options.allow_two_primaries,
+            group: self.is_group(),
         };
         let i_know_it = self.peers[p].seen_incarnation == params.incarnation;
         let it_knows_me = params.last_seen_incarnation == self.cfg.incarnation;
@@ -287,6 +311,7 @@ impl Resource {
                 .min(v.size());
             let what = match (d.direction, d.amount) {
                 (Direction::None, _) => "no resync".to_string(),
+                (Direction::Later, _) => "no resync before another one is over".to_string(),
                 (Direction::Refuse, _) => "the connection would be refused".to_string(),
                 (side, amount) => {
                     let (from, to) = match side {
@@ -362,6 +387,15 @@ impl Resource {
             return;
         };
         let decisions = link.decisions.clone();
+        let told = link.my_facts.clone();
+        // With more than two nodes other peers go on changing things (DRBD's rule
+        // "initial-handshake-changed").
+        if self.is_group() && told.as_ref() != Some(&self.my_facts(p)) {
+            return self.renegotiate_peer(p, "what this node said in the handshake has changed");
+        }
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
         if decisions.iter().any(|d| d.direction == Direction::Refuse) {
             // The peer has decided too, by itself and from the same facts: `link_lost` makes this
             // side stand alone.
@@ -373,7 +407,7 @@ impl Resource {
         }
         let mirrored = verdicts.len() == decisions.len()
             && verdicts.iter().zip(&decisions).all(|(theirs, ours)| {
-                theirs.direction == -direction_number(ours.direction)
+                theirs.direction == direction_number(ours.direction.mirrored())
                     && theirs.rule == ours.rule.name()
                     && theirs.full == (ours.amount == Amount::Full)
             });
@@ -404,6 +438,7 @@ impl Resource {
         let name = peer.name.clone();
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
         self.set_peer_role(p, facts.role, "told by the peer");
+        self.peers[p].forget_told();
         for (v, decision) in decisions.iter().enumerate() {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
@@ -413,6 +448,7 @@ impl Resource {
             self.adopt_size(v, &params.volumes[v]);
             self.peers[p].volumes[v].lacks_current =
                 !same(fact.current, self.volumes[v].generations.current);
+            self.peers[p].volumes[v].later = decision.direction == Direction::Later;
             self.peers[p].volumes[v].start = SyncStart {
                 peer_current: fact.current,
                 ..SyncStart::default()
@@ -420,11 +456,12 @@ impl Resource {
             match decision.direction {
                 Direction::None => self.agreed_without_resync(p, v, fact.disk, decision),
                 Direction::Source => {
-                    // Nobody has newer data, or it would not be the source.
+                    // Nobody has newer data, or it would not be the source; unless a third node has.
                     if matches!(
                         self.volumes[v].disk,
                         DiskState::Outdated | DiskState::Consistent
-                    ) {
+                    ) && !self.is_group()
+                    {
                         self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
                         self.set_disk(v, DiskState::UpToDate, decision.reason.clone());
                     }
@@ -434,6 +471,14 @@ impl Resource {
                 Direction::Target => {
                     self.set_replication(p, v, ReplState::WFBitMapT, &decision.reason);
                     self.start_sync(p, v, decision);
+                }
+                Direction::Later => {
+                    let state = if self.volumes[v].disk > fact.disk {
+                        ReplState::PausedSyncS
+                    } else {
+                        ReplState::PausedSyncT
+                    };
+                    self.set_replication(p, v, state, &decision.reason);
                 }
                 Direction::Refuse => {}
             }
@@ -479,6 +524,7 @@ impl Resource {
         if peer_disk == DiskState::UpToDate
             && matches!(disk, DiskState::Outdated | DiskState::Consistent)
         {
+            self.no_doubt(v);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             let reason = "the peer is UpToDate and of the same generation".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);
@@ -486,7 +532,7 @@ impl Resource {
         // A peer without a disk has nothing to be reconciled with.
         let both = disk > DiskState::Inconsistent && peer_disk > DiskState::Inconsistent;
         if both && peer_disk != DiskState::DUnknown {
-            self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+            self.reconciled(p, v);
         }
         self.commit(v, true, None);
     }
@@ -498,6 +544,7 @@ fn side(node: crate::ids::NodeId, facts: &Facts, v: &VolumeFacts, knows: bool) -
         current: v.current,
         bitmap: v.bitmap,
         history: v.history.clone(),
+        toward: v.toward,
         disk: v.disk,
         role: facts.role,
         dirty_bits: v.dirty_bits,
@@ -505,6 +552,8 @@ fn side(node: crate::ids::NodeId, facts: &Facts, v: &VolumeFacts, knows: bool) -
         same_incarnation_seen: knows,
         full_bitmap: v.full_bitmap,
         discard_my_data: facts.discard_my_data,
+        crashed_secondary: v.crashed_secondary,
+        busy: v.busy,
     }
 }
 
@@ -514,6 +563,8 @@ fn direction_number(direction: Direction) -> i8 {
         Direction::None => 0,
         Direction::Source => 1,
         Direction::Refuse => 2,
+        // The same on both sides.
+        Direction::Later => 3,
     }
 }
 

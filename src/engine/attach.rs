@@ -68,6 +68,7 @@ impl Resource {
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, true);
         }
+        self.mark_after_following(v);
         self.set_disk(
             v,
             DiskState::Attaching,
@@ -107,6 +108,7 @@ impl Resource {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
+        self.doubt(v);
         let ready = self.volumes.iter().all(|v| v.has_disk());
         if ready {
             for p in 0..self.peers.len() {
@@ -261,8 +263,13 @@ impl Resource {
             match waiter {
                 Waiter::Attached => self.attach_done(v),
                 Waiter::NewGeneration => {
-                    self.volumes[v].bump_running = false;
-                    self.release_held();
+                    self.volumes[v].bump_committed = true;
+                    self.bump_progress(v);
+                }
+                Waiter::Follows(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.confirm_generation(p, v);
+                    }
                 }
                 Waiter::Promoted => self.promoted(),
                 Waiter::Demoted => self.demoted(),
@@ -280,8 +287,17 @@ impl Resource {
                 Waiter::ResyncAdopted(node, link) => match self.live_peer(node, link) {
                     Some(p) => self.resync_adopted(p, v),
                     None => {
+                        // In a group only a source that was UpToDate leaves the flag set.
+                        let flags = self.volumes[v].local.as_ref().map(|l| l.superblock.flags);
+                        let current = flags.is_some_and(|f| f.contains(MdFlags::WAS_UP_TO_DATE));
                         let reason = "the resync finished as the link was lost".to_string();
-                        self.set_disk(v, DiskState::UpToDate, reason);
+                        let state = if current {
+                            DiskState::UpToDate
+                        } else {
+                            DiskState::Outdated
+                        };
+                        self.set_disk(v, state, reason);
+                        self.doubt(v);
                     }
                 },
                 Waiter::PeerChange(node, link, tid) => {
@@ -328,6 +344,7 @@ impl Resource {
                 Waiter::NewGeneration => {
                     // What waits is answered with an error, never with success.
                     self.volumes[v].bump_running = false;
+                    self.volumes[v].bump_again = false;
                     for &key in &self.held {
                         if let Some(r) = self.requests.get_mut(key)
                             && r.volume == v
@@ -355,6 +372,7 @@ impl Resource {
                     }
                 }
                 Waiter::Attached
+                | Waiter::Follows(..)
                 | Waiter::ResyncReady(..)
                 | Waiter::ResyncFinished(..)
                 | Waiter::ResyncAdopted(..) => {}

@@ -6,7 +6,7 @@
 //!   relative to, *before* the first write or resync block of the source reaches its disk;
 //! * from the decision on until the target is ready, writes on the source set bits and are not sent.
 
-use crate::event::{DiskState, ReplState};
+use crate::event::{DiskState, ReplState, Role};
 use crate::generations::same;
 use crate::handshake::{Amount, Decision};
 use crate::metadata::superblock::MdFlags;
@@ -129,13 +129,21 @@ impl Resource {
                 continue;
             }
             match (pv.replication, pv.start.peer_base) {
+                // One new generation after the other.
+                (ReplState::WFBitMapS, _) if self.volumes[v].bump_running => continue,
                 (ReplState::WFBitMapS, _) => {
                     pv.start.committing = true;
                     self.name_resync(p, v);
                 }
                 (ReplState::WFBitMapT, Some(base)) => {
                     pv.start.committing = true;
-                    self.volumes[v].generations.begin_target(node, base);
+                    self.mark_for_others(p, v);
+                    let others: Vec<_> = self.peers.iter().map(|x| x.node).collect();
+                    let others = others.into_iter().filter(|&x| x != node);
+                    let toward = self.peers[p].volumes[v].start.peer_current;
+                    self.volumes[v]
+                        .generations
+                        .begin_target(node, base, toward, others);
                     self.set_flags(v, MdFlags::CONSISTENT, false);
                     self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
                     let text = "resync target: not usable until the resync ends".to_string();
@@ -154,8 +162,17 @@ impl Resource {
         let node = self.peers[p].node;
         let fresh = self.rng.uuid();
         let theirs = self.peers[p].volumes[v].start.peer_current;
+        let shared = same(theirs, self.volumes[v].generations.current);
+        if shared && self.is_group() {
+            // The others follow the new generation; who is not Primary needs none: it does not write,
+            // and if it is promoted, its first write begins one.
+            self.volumes[v].generations.resync_finished_with(node);
+            if self.role == Role::Primary && !self.volumes[v].generations.is_just_created() {
+                self.start_new_generation(v);
+            }
+            return self.volumes[v].generations.begin_source(node, fresh);
+        }
         let volume = &mut self.volumes[v];
-        let shared = same(theirs, volume.generations.current);
         if shared && !volume.generations.is_just_created() {
             volume.generations.part_from(node, fresh);
             volume.bump_running = true;

@@ -7,6 +7,7 @@
 
 use crate::command::{Refusal, RefusalKind};
 use crate::event::{ConnState, DiskState, Role};
+use crate::ids::NodeId;
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::peer::{Asked, AskedWhat, Link};
@@ -16,6 +17,8 @@ use crate::time::Duration;
 use crate::volume::Waiter;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
 use twinblk_protocol::control::{Change, Message};
 
 impl Resource {
@@ -68,7 +71,8 @@ impl Resource {
     /// Answers questions whose turn has come.
     pub(crate) fn answer_deferred(&mut self) {
         for p in 0..self.peers.len() {
-            if !self.peers[p].receiver.is_idle() || self.peers[p].freezes() {
+            let comparing = self.peers.iter().any(|p| p.freezes());
+            if !self.peers[p].receiver.is_idle() || comparing {
                 continue;
             }
             let Some(link) = &mut self.peers[p].link else {
@@ -150,6 +154,17 @@ impl Resource {
         if self.role == Role::Primary {
             return Some(format!("{me} is Primary"));
         }
+        for (x, other) in self.peers.iter().enumerate().filter(|&(x, _)| x != p) {
+            if other.leads() || other.role == Role::Primary {
+                return Some(format!("{} is Primary and connected to {me}", other.name));
+            }
+            if other.link.as_ref().is_some_and(|l| l.granted.is_some()) {
+                return Some(format!(
+                    "{} is being promoted at this moment",
+                    self.peers[x].name
+                ));
+            }
+        }
         let promoting = matches!(
             self.role_change,
             Some(RoleChange {
@@ -199,13 +214,22 @@ impl Resource {
         waits
     }
 
+    /// For whom everything is marked when this copy becomes worthless: whoever will be its source.
+    fn marked_with(&self, p: usize) -> Vec<NodeId> {
+        match self.is_group() {
+            true => self.peers.iter().map(|x| x.node).collect(),
+            false => vec![self.peers[p].node],
+        }
+    }
+
     /// A volume's disk becomes a full sync target.
     pub(crate) fn mark_worthless(&mut self, v: usize, p: usize, reason: &str) {
-        let node = self.peers[p].node;
         self.set_flags(v, MdFlags::CONSISTENT, false);
         self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
-        if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
-            bitmap.set_all();
+        for node in self.marked_with(p) {
+            if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
+                bitmap.set_all();
+            }
         }
         self.set_disk(v, DiskState::Inconsistent, reason.to_string());
     }
@@ -286,7 +310,7 @@ impl Resource {
                         "the data on {name} are invalid now; a full sync starts"
                     )),
                 );
-                self.renegotiate("the peer's data were invalidated");
+                self.renegotiate_peer(p, "the peer's data were invalidated");
             }
             (AskedWhat::DeclareEqual(id, current), None) => {
                 for v in 0..self.volumes.len() {

@@ -27,6 +27,7 @@ impl Resource {
                 String::from("replaced by a new connection"),
             );
         }
+        let said = self.reach();
         if !self.peers[p].want {
             let reason = "this node is StandAlone: `twinblk connect` lets it connect";
             self.say_goodbye(p, reason, false);
@@ -37,6 +38,9 @@ impl Resource {
         peer.link = Some(Link {
             number: peer.links,
             phase: Phase::Params,
+            parked: false,
+            said,
+            leads: false,
             up_since: self.now,
             frozen_at: None,
             params: None,
@@ -57,6 +61,8 @@ impl Resource {
             deferred: None,
         });
         peer.log.reset();
+        peer.settling.clear();
+        (peer.settled, peer.settled_told) = (0, 0);
         let params = self.my_params(p);
         self.send_message(p, Channel::Data, &Message::Params(params));
         let name = self.peers[p].name.clone();
@@ -93,11 +99,16 @@ impl Resource {
     pub(crate) fn renegotiate(&mut self, why: &str) {
         self.incident(Severity::Info, format!("negotiating anew: {why}"));
         for p in 0..self.peers.len() {
-            if self.peers[p].link.is_some() {
-                self.say_goodbye(p, why, true);
-                self.link_lost(p, ConnState::TearDown, why.to_string());
-                self.dial_now(p);
-            }
+            self.renegotiate_peer(p, why);
+        }
+    }
+
+    /// Drops a link and connects again at once.
+    pub(crate) fn renegotiate_peer(&mut self, p: usize, why: &str) {
+        if self.peers[p].link.is_some() {
+            self.say_goodbye(p, why, true);
+            self.link_lost(p, ConnState::TearDown, why.to_string());
+            self.dial_now(p);
         }
     }
 
@@ -173,6 +184,8 @@ impl Resource {
             self.set_peer_disk(p, v, DiskState::DUnknown, &reason);
             self.drop_resync(p, v);
             self.peers[p].volumes[v].start = SyncStart::default();
+            self.peers[p].volumes[v].later = false;
+            self.peers[p].volumes[v].told_in_step = None;
             if target {
                 // Keep the progress of the interrupted resync.
                 self.commit(v, true, None);
@@ -180,14 +193,25 @@ impl Resource {
         }
         self.set_peer_role(p, Role::Unknown, &reason);
         for (v, bump) in bump.into_iter().enumerate() {
-            let behind = self.volumes[v].generations.bitmap[node.slot()] == 0;
+            // It may have followed a generation that it has not confirmed.
+            let behind = self.volumes[v].generations.base_for(node) != 0
+                && self.peers[p].volumes[v].lacks_current;
             let bump = bump && !crate::sabotage::is(crate::sabotage::Mistake::NoNewGeneration);
-            if bump && behind && self.role == Role::Primary && !self.volumes[v].bump_running {
-                self.start_new_generation(v);
+            if bump && !behind && self.role == Role::Primary {
+                if self.volumes[v].bump_running {
+                    self.volumes[v].bump_again = true;
+                } else {
+                    self.start_new_generation(v);
+                }
             }
+            self.peers[p].volumes[v].ack_due = None;
+            self.bump_progress(v);
         }
         for key in answered {
             self.peer_part_done(key, p);
+        }
+        if link.leads {
+            self.leader_gone(p, false);
         }
         self.peers[p].receiver.orphan();
         self.flush_ready_epochs(p);

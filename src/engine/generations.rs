@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //! * the history holds real generations only, newest first, without duplicates and without gaps,
-//!   and never the current one;
+//!   and never the current one; every generation this copy has left is in it, also one that a bitmap
+//!   UUID names (a peer that is at it, and is met by a third node, must not pass for unrelated);
 //! * the bitmap UUID of a peer is never changed from one base to another while its bits are relative
 //!   to the first: it is set when it was 0, and goes to the history when the peer is in step.
 //!
@@ -41,6 +42,9 @@ pub struct Generations {
     pub bitmap: [u64; NodeId::MAX_NODES],
     /// Older generations, newest first; 0 from the first free place on.
     pub history: [u64; HISTORY],
+    /// While this copy is the target of a resync: the generation it is being brought to. Should the
+    /// source be lost, whoever has that generation can finish it.
+    pub toward: u64,
 }
 
 impl Default for Generations {
@@ -49,6 +53,7 @@ impl Default for Generations {
             current: UUID_JUST_CREATED,
             bitmap: [0; NodeId::MAX_NODES],
             history: [0; HISTORY],
+            toward: 0,
         }
     }
 }
@@ -73,12 +78,14 @@ impl Generations {
     pub fn load(&mut self, superblock: &Superblock) {
         let bitmap = superblock.peers.each_ref().map(|peer| peer.bitmap);
         *self = Self::from_parts(superblock.current, bitmap, superblock.history);
+        self.toward = superblock.toward;
     }
 
     /// Into what will be on the disk.
     pub fn store(&self, superblock: &mut Superblock) {
         superblock.current = self.current;
         superblock.history = self.history;
+        superblock.toward = self.toward;
         for (peer, bitmap) in superblock.peers.iter_mut().zip(self.bitmap) {
             peer.bitmap = bitmap;
         }
@@ -99,50 +106,38 @@ impl Generations {
         self.bitmap[peer.slot()]
     }
 
-    /// A Primary is about to write something that these peers will not get: the old current UUID
-    /// becomes the bitmap UUID of each of them that has none yet (or has just this one), and
-    /// `fresh` becomes current. A peer whose slot holds another generation missed writes already:
-    /// its bits are relative to that older base, and stay so.
+    /// A new generation begins here, whatever the slots say: a Primary is about to write something that
+    /// some peer will not get, or this copy is declared the current one (`primary --force`). The old
+    /// current UUID becomes the bitmap UUID of each of `peers` that has none yet (or has just this
+    /// one). A peer whose slot holds another generation missed writes already: its bits are relative
+    /// to that older base, and stay so. A peer that gets the new generation told keeps the old one as
+    /// its base until it has confirmed it ([`Self::in_step_with`]).
     ///
-    /// Answers whether there is a new current UUID. If no slot took the old one, all absent peers
-    /// are known to be behind, and nothing changes.
-    pub fn new_current(
-        &mut self,
-        fresh: u64,
-        primary: bool,
-        absent_peers: impl Iterator<Item = NodeId>,
-    ) -> bool {
-        let rotated = self.rotate(absent_peers);
-        if rotated {
-            self.set_current(fresh, primary);
-        }
-        rotated
-    }
-
-    /// `primary --force`: this copy is declared the current one, so it gets a generation of its own
-    /// whatever the slots say. On a copy that was just created every peer gets "just created" as
-    /// its base: there is nothing in common.
+    /// On a copy that was just created every peer gets "just created" as its base: there is nothing in
+    /// common.
     pub fn force_new_current(&mut self, fresh: u64, peers: impl Iterator<Item = NodeId>) {
         let old = self.current;
-        let rotated = self.rotate(peers);
+        self.toward = 0;
+        self.rotate(peers);
         self.set_current(fresh, true);
-        if !rotated {
-            self.push_history(old);
-        }
+        self.push_history(old);
     }
 
-    /// A connected peer, the Primary, has begun a new generation and this node follows it. Peers
-    /// that are absent here too fall behind on this node as well.
-    pub fn follow(&mut self, current: u64, absent_peers: impl Iterator<Item = NodeId>) {
+    /// A connected peer, the Primary, has begun a new generation and this node follows it. Until the
+    /// Primary says of another node that it follows too, that node may still be where this one was.
+    pub fn follow(&mut self, current: u64, others: impl Iterator<Item = NodeId>) {
         if same(current, self.current) {
             return;
         }
         let old = self.current;
-        let rotated = self.rotate(absent_peers);
+        self.rotate(others);
         self.set_current(current, false);
-        if !rotated {
-            self.push_history(old);
-        }
+        self.push_history(old);
+    }
+
+    /// This peer has the current generation and lacks nothing but what is still on its way to it.
+    pub fn in_step_with(&mut self, peer: NodeId) {
+        self.clear_slot(peer);
     }
 
     /// A resync starts to a peer that has this very generation, and yet lacks what is marked (after a
@@ -154,6 +149,7 @@ impl Generations {
         let (old, primary) = (self.current, self.current & PRIMARY_BIT != 0);
         self.clear_slot(peer);
         self.set_current(fresh, primary);
+        self.push_history(old);
         self.bitmap[peer.slot()] = old & !PRIMARY_BIT;
     }
 
@@ -168,16 +164,25 @@ impl Generations {
     }
 
     /// A resync from this peer starts: while it runs, this copy is "at `base`, but for the marked
-    /// blocks". What it was before is over.
-    pub fn begin_target(&mut self, peer: NodeId, base: u64) {
+    /// blocks". What it was before is over; `others` that were in step with it stay there.
+    pub fn begin_target(
+        &mut self,
+        peer: NodeId,
+        base: u64,
+        toward: u64,
+        others: impl Iterator<Item = NodeId>,
+    ) {
         let old = self.current;
+        self.toward = toward & !PRIMARY_BIT;
         self.clear_slot(peer);
+        self.rotate(others);
         self.set_current(base, false);
         self.push_history(old);
     }
 
     /// A resync from this peer ended: this copy is now what the peer's is.
     pub fn adopt(&mut self, peer: NodeId, current: u64, history: &[u64]) {
+        self.toward = 0;
         self.bitmap[peer.slot()] = 0;
         self.current = current & !PRIMARY_BIT;
         self.set_history(history.iter().copied());
@@ -190,6 +195,7 @@ impl Generations {
 
     /// All copies are declared equal to this generation, without comparing them.
     pub fn declare_equal(&mut self, current: u64) {
+        self.toward = 0;
         let old = self.current;
         self.bitmap = [0; NodeId::MAX_NODES];
         self.set_current(current, false);
@@ -201,11 +207,10 @@ impl Generations {
         self.current = self.current & !PRIMARY_BIT | u64::from(primary);
     }
 
-    /// The current UUID becomes the base for those without another one. Whether any took it.
-    fn rotate(&mut self, absent: impl Iterator<Item = NodeId>) -> bool {
+    /// The current UUID becomes the base for those without another one.
+    fn rotate(&mut self, peers: impl Iterator<Item = NodeId>) {
         let old = self.current & !PRIMARY_BIT;
-        let mut rotated = false;
-        for peer in absent {
+        for peer in peers {
             let slot = &mut self.bitmap[peer.slot()];
             if *slot == 0 || same(*slot, old) {
                 *slot = if is_created(old) {
@@ -213,10 +218,8 @@ impl Generations {
                 } else {
                     old
                 };
-                rotated = true;
             }
         }
-        rotated
     }
 
     fn set_current(&mut self, uuid: u64, primary: bool) {
@@ -230,13 +233,13 @@ impl Generations {
         self.push_history(old);
     }
 
-    /// Puts a superseded generation at the front; the oldest may fall off the end.
+    /// Puts a superseded generation at the front; the oldest may fall off the end. One that is there
+    /// keeps its place: the order is that of the generations.
     fn push_history(&mut self, uuid: u64) {
         let uuid = uuid & !PRIMARY_BIT;
-        if is_created(uuid) || same(uuid, self.current) {
+        if is_created(uuid) || same(uuid, self.current) || self.history.contains(&uuid) {
             return;
         }
-        self.forget(uuid);
         self.history.rotate_right(1);
         self.history[0] = uuid;
     }

@@ -41,6 +41,8 @@ pub struct Side {
     pub bitmap: u64,
     /// Older generations, newest first.
     pub history: Vec<u64>,
+    /// Generation an unfinished resync was bringing it to; 0 = none.
+    pub toward: u64,
     /// State of its disk.
     pub disk: DiskState,
     /// Its role now.
@@ -55,6 +57,10 @@ pub struct Side {
     pub same_incarnation_seen: bool,
     /// The administrator gave up this copy: `connect --discard-my-data`.
     pub discard_my_data: bool,
+    /// It went down while it followed a Primary, and has not reconciled since (three and more nodes).
+    pub crashed_secondary: bool,
+    /// It is the target of a resync from a third node.
+    pub busy: bool,
 }
 
 impl Side {
@@ -83,6 +89,30 @@ impl Side {
             .any(|&h| !is_created(h) && same(h, generation))
     }
 
+    /// The bits for the other side are relative to this generation, or to one that came before it: then
+    /// they cover more than they must. That is so when the other side began to follow a new generation
+    /// and its word was lost, or when a third node brought it there.
+    fn marks_cover(&self, generation: u64) -> bool {
+        let place = |g: u64| {
+            self.history
+                .iter()
+                .position(|&h| !is_created(g) && same(h, g))
+        };
+        match (place(generation), place(self.bitmap)) {
+            (Some(theirs), Some(base)) => theirs <= base,
+            _ => false,
+        }
+    }
+
+    /// The other side is a resync target that lost its source, and this side has, or had, the
+    /// generation it was being brought to.
+    fn can_finish(&self, target: &Self) -> bool {
+        target.is_inconsistent()
+            && !self.is_inconsistent()
+            && !is_created(target.toward)
+            && (same(self.current, target.toward) || self.remembers(target.toward))
+    }
+
     /// All real generations this side knows of.
     fn known(&self) -> impl Iterator<Item = u64> + '_ {
         [self.current, self.bitmap]
@@ -100,6 +130,8 @@ pub struct Context {
     pub protocol: Protocol,
     /// `allow-two-primaries`.
     pub allow_two_primaries: bool,
+    /// The resource has more than two nodes: what these two lack a third may have.
+    pub group: bool,
 }
 
 /// What becomes of the node that asked.
@@ -111,6 +143,9 @@ pub enum Direction {
     Source,
     /// It is overwritten.
     Target,
+    /// The connection stays; what is to be done is decided anew when a resync from a third node is
+    /// over (DRBD's resync dependency).
+    Later,
     /// No connection.
     Refuse,
 }
@@ -231,7 +266,24 @@ fn judge(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
     } else {
         Judgement::nothing(Rule::Diskless)
     };
-    by_roles(me, peer, ctx, judgement)
+    let judgement = by_roles(me, peer, ctx, judgement);
+    if ctx.group {
+        by_others(me, peer, judgement)
+    } else {
+        judgement
+    }
+}
+
+/// Last step, with more than two nodes: a copy has one source at a time, and when neither of these
+/// two is whole a third may be.
+fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
+    let later = |rule| judgement.overrule(rule, Direction::Later, Amount::Nothing);
+    match (judgement.direction, judgement.rule) {
+        (Direction::Target, _) if me.busy && !peer.is_primary() => later(Rule::BusyElsewhere),
+        (Direction::Source, _) if peer.busy && !me.is_primary() => later(Rule::BusyElsewhere),
+        (Direction::Refuse, Rule::BothInconsistent) => later(Rule::BothInconsistent),
+        _ => judgement,
+    }
 }
 
 /// First step: the rows of the table, first hit wins.
@@ -261,7 +313,19 @@ fn by_generations(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
     }
     let older = (peer.remembers(me.current), me.remembers(peer.current));
     if older.0 != older.1 {
-        return Judgement::new(Rule::History, Direction::source_if(older.1), Amount::Full);
+        let (newer, target) = if older.1 { (me, peer) } else { (peer, me) };
+        let (rule, amount) = if newer.marks_cover(target.current) {
+            (Rule::Bitmap, Amount::Bitmap)
+        } else {
+            (Rule::History, Amount::Full)
+        };
+        return Judgement::new(rule, Direction::source_if(older.1), amount);
+    }
+    // Half a copy is worth nothing by itself.
+    let finishes = (me.can_finish(peer), peer.can_finish(me));
+    if finishes.0 != finishes.1 {
+        let direction = Direction::source_if(finishes.0);
+        return Judgement::new(Rule::UnfinishedResync, direction, Amount::Full);
     }
     if !is_created(me.bitmap) && same(me.bitmap, peer.bitmap) {
         return resolve_split_brain(me, peer, Rule::BitmapBoth, Amount::Bitmap);
@@ -309,6 +373,7 @@ fn without_crash(me: &Side, peer: &Side, compelled: Option<bool>) -> Judgement {
         });
     }
     let i_am_source = compelled
+        .or_else(|| prefer(peer.crashed_secondary, me.crashed_secondary))
         .or_else(|| prefer(me.disk > peer.disk, peer.disk > me.disk))
         .or_else(|| prefer(me.dirty_bits > 0, peer.dirty_bits > 0))
         .unwrap_or(me.node < peer.node);
@@ -383,7 +448,7 @@ fn by_disk_states(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
 /// Third step: never two writers, never a resync under a Primary in use.
 fn by_roles(me: &Side, peer: &Side, ctx: &Context, judgement: Judgement) -> Judgement {
     let target = match judgement.direction {
-        Direction::Refuse => return judgement,
+        Direction::Refuse | Direction::Later => return judgement,
         Direction::None => None,
         Direction::Source => Some(peer),
         Direction::Target => Some(me),

@@ -39,6 +39,7 @@ pub mod sabotage;
 mod slots;
 pub mod split_brain;
 mod transfer_log;
+mod unsettled;
 
 // The resource: dispatcher, then the path of a request in reading order.
 mod admission;
@@ -51,6 +52,7 @@ pub mod resource;
 mod agreement;
 mod bitmap_exchange;
 mod connection;
+mod group;
 mod peer;
 mod resync;
 

@@ -184,7 +184,15 @@ impl Resource {
     }
 
     fn order_invalidate(&mut self, id: CommandId) {
-        let result = self.agreed_peer(None).and_then(|p| {
+        let source = self
+            .peers
+            .iter()
+            .find(|p| {
+                let current = |v: &crate::peer::PeerVolume| v.disk == DiskState::UpToDate;
+                p.is_agreed() && !p.is_parked() && p.volumes.iter().all(current)
+            })
+            .map(|p| p.node);
+        let result = self.agreed_peer(source).and_then(|p| {
             if self.role == Role::Primary {
                 let text = format!("{} is Primary: its data are in use", self.cfg.me.name);
                 let way_out = format!("run `twinblk secondary {}` first", self.cfg.name);
@@ -245,8 +253,11 @@ impl Resource {
                     "use `twinblk invalidate` or `invalidate-remote` for a full sync",
                 );
             }
-            if self.volumes.len() > 1 {
-                let text = "not yet possible for a resource with several volumes".to_string();
+            if self.volumes.len() > 1 || self.is_group() {
+                let text =
+                    "not yet possible for a resource with several volumes, or with more than \
+                            two nodes"
+                        .to_string();
                 return refuse(RefusalKind::Other, text, "let the initial sync run");
             }
             Ok(p)
@@ -276,9 +287,6 @@ impl Resource {
             written: false,
             left: 0,
         });
-        while let Some(key) = self.gated.pop_front() {
-            self.fail_unstarted(key);
-        }
     }
 
     /// Drives a stop: demote → part → write → out.

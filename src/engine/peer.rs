@@ -9,9 +9,11 @@ use crate::request::RequestKey;
 use crate::resync::Resync;
 use crate::time::Instant;
 use crate::transfer_log::TransferLog;
+use crate::unsettled::Unsettled;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
-use twinblk_protocol::control::{Facts, Params, Verdict};
+use twinblk_protocol::control::{Facts, Params, Reach, Verdict};
 
 /// Where the handshake on a link stands, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +36,12 @@ pub(crate) struct Link {
     /// Counts links to this peer; what was started under an older one is stale.
     pub(crate) number: u64,
     pub(crate) phase: Phase,
+    /// Agreed on nothing but the settings: data come from a third node ([`crate::group`]).
+    pub(crate) parked: bool,
+    /// Where this node said its data come from when the link came up.
+    pub(crate) said: Reach,
+    /// The peer is the Primary this node gets its writes from.
+    pub(crate) leads: bool,
     /// When it came up.
     pub(crate) up_since: Instant,
     /// When the writes were frozen for the handshake.
@@ -108,6 +116,21 @@ pub(crate) struct PeerVolume {
     /// the end of a resync, or of a leftover, may not have reached the disk before a crash, and the
     /// peer may have our generation and may have gone on from it.
     pub(crate) lacks_current: bool,
+    /// The Primary this node follows sends its writes to this peer too, and it lacks nothing.
+    pub(crate) fed: bool,
+    /// A resync is due, and waits for another one to end.
+    pub(crate) later: bool,
+    /// A new generation was sent; the peer has not confirmed it.
+    pub(crate) ack_due: Option<u64>,
+    /// Who is in step, as the peer was told last.
+    pub(crate) told_in_step: Option<u16>,
+}
+
+impl PeerVolume {
+    /// The end of a resync from this peer is on its way to the disk.
+    pub(crate) fn adopts(&self) -> bool {
+        self.resync.as_ref().is_some_and(Resync::is_adopting)
+    }
 }
 
 /// A peer.
@@ -134,6 +157,12 @@ pub(crate) struct Peer {
     /// Flushes that wait for a barrier's ack: (epoch, request).
     pub(crate) flush_waiters: Vec<(u64, RequestKey)>,
     pub(crate) receiver: EpochReceiver,
+    /// Writes of this peer, the Primary, that may not be everywhere yet.
+    pub(crate) unsettled: Unsettled,
+    /// Tags of the writes sent to this peer that are not settled, how many are, and how many it knows.
+    pub(crate) settling: VecDeque<u64>,
+    pub(crate) settled: u64,
+    pub(crate) settled_told: u64,
 }
 
 impl Peer {
@@ -157,6 +186,10 @@ impl Peer {
                     start: SyncStart::default(),
                     resync: None,
                     lacks_current: false,
+                    fed: false,
+                    later: false,
+                    ack_due: None,
+                    told_in_step: None,
                 })
                 .collect(),
             seen_incarnation: 0,
@@ -166,6 +199,10 @@ impl Peer {
             log: TransferLog::default(),
             flush_waiters: Vec::new(),
             receiver: EpochReceiver::default(),
+            unsettled: Unsettled::default(),
+            settling: VecDeque::new(),
+            settled: 0,
+            settled_told: 0,
         }
     }
 
@@ -174,7 +211,10 @@ impl Peer {
         matches!(
             self.volumes[volume].replication,
             ReplState::Established | ReplState::SyncSource | ReplState::PausedSyncS
-        ) && self.link.as_ref().is_some_and(|l| l.phase == Phase::Agreed)
+        ) && self
+            .link
+            .as_ref()
+            .is_some_and(|l| l.phase == Phase::Agreed && !l.parked)
             && self.volumes[volume].disk >= DiskState::Inconsistent
             && self.volumes[volume].disk != DiskState::DUnknown
     }
@@ -184,6 +224,23 @@ impl Peer {
         let (id, _) = self.dry_run.take()?;
         (self.want, self.discard_my_data) = self.before_dry_run;
         Some(id)
+    }
+
+    /// It is the Primary this node gets its writes from.
+    pub(crate) fn leads(&self) -> bool {
+        self.link.as_ref().is_some_and(|l| l.leads)
+    }
+
+    /// Connected, and the generations were not compared.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.link.as_ref().is_some_and(|l| l.parked)
+    }
+
+    /// What the peer was told counts no more: it is told anew.
+    pub(crate) fn forget_told(&mut self) {
+        for v in &mut self.volumes {
+            v.told_in_step = None;
+        }
     }
 
     /// Connected and agreed.

@@ -64,6 +64,9 @@ impl Resource {
             }
         };
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
+        if !resync && let Some(v) = self.volume_index(volume) {
+            self.note_peer_write(peer, v, header.offset, header.size);
+        }
         if self.cfg.options.protocol == Protocol::B && !resync {
             let mut ack = Header::new(Kind::RecvAck);
             (ack.seq, ack.volume) = (header.seq, header.volume);
@@ -101,7 +104,7 @@ impl Resource {
             ReplState::Established => !resync,
             _ => false,
         };
-        if !allowed || !self.peers[peer].is_agreed() {
+        if !allowed || !self.peers[peer].is_agreed() || self.peers[peer].is_parked() {
             return Err(format!(
                 "a {:?} frame while the replication is {state:?}",
                 header.kind

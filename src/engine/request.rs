@@ -194,6 +194,8 @@ impl Resource {
         let (volume, kind, offset, len, fua, buf) =
             (r.volume, r.kind, r.offset, r.len, r.fua, r.buf);
         self.started += 1;
+        self.next_tag += 1;
+        let tag = self.next_tag;
         let id = self.volumes[volume].id;
         for p in 0..self.peers.len() {
             let node = self.peers[p].node;
@@ -212,8 +214,12 @@ impl Resource {
                 request: Some(key),
                 resync: false,
                 acked: false,
+                tag,
                 stable: false,
             });
+            if self.is_group() {
+                self.peers[p].settling.push_back(tag);
+            }
             if protocol > Protocol::A
                 && let Some(r) = self.requests.get_mut(key)
             {

@@ -6,6 +6,7 @@ use crate::config::ResourceConfig;
 use crate::event::{DiskState, Event, ReplState, Role, Severity, What};
 use crate::ids::{CommandId, NodeId, OpId, VolumeId};
 use crate::input::{DiskDone, Input};
+use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::overlap::LockId;
 use crate::peer::Peer;
@@ -84,6 +85,8 @@ pub struct Resource {
     /// `disconnect` orders to answer when the links are gone.
     pub(crate) leaving: Vec<CommandId>,
     pub(crate) next_tid: u64,
+    /// Tag of the last write started.
+    pub(crate) next_tag: u64,
     pub(crate) out: Vec<Output>,
     granted: Vec<(LockId, LockOwner)>,
 }
@@ -120,6 +123,7 @@ impl Resource {
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
             next_tid: 0,
+            next_tag: 0,
             out: Vec::new(),
             granted: Vec::new(),
             cfg,
@@ -213,6 +217,8 @@ impl Resource {
             self.pump_resync(p);
         }
         self.try_send_facts();
+        self.tell_members();
+        self.tell_settled();
         self.run_waiting_commands();
         self.finish_leaving();
         self.stop_progress();
@@ -252,17 +258,30 @@ impl Resource {
             Message::ResyncFinished {
                 volume: n,
                 generations,
+                in_step,
             } => match volume(self, n) {
-                Some(v) => self.resync_finished_received(p, v, generations),
+                Some(v) => self.resync_finished_received(p, v, generations, in_step),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
             Message::ResyncFinishedAck { volume: n, current } => match volume(self, n) {
                 Some(v) => self.resync_finished_ack_received(p, v, current),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
-            Message::NewCurrentUuid { .. }
-            | Message::NewCurrentUuidAck { .. }
-            | Message::ResyncPause { .. } => {
+            Message::NewCurrentUuid {
+                volume: n,
+                previous,
+                current,
+                in_step,
+            } => match volume(self, n) {
+                Some(v) => self.new_current_received(p, v, previous, current, in_step),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::NewCurrentUuidAck { volume: n, current } => match volume(self, n) {
+                Some(v) => self.new_current_ack_received(p, v, current),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::Settled { writes } => self.settled_received(p, writes),
+            Message::ResyncPause { .. } => {
                 let text = "a message of a feature that was not negotiated".to_string();
                 self.protocol_error(p, text);
             }
@@ -360,7 +379,18 @@ impl Resource {
     }
 
     fn state_received(&mut self, p: usize, role: Role, disks: &[(u16, DiskState)]) {
+        let led = self.peers[p].leads();
         self.set_peer_role(p, role, "told by the peer");
+        match (led, role) {
+            (false, Role::Primary) => self.leader_appeared(p),
+            (true, Role::Secondary) => {
+                if let Some(link) = &mut self.peers[p].link {
+                    link.leads = false;
+                }
+                self.leader_gone(p, true);
+            }
+            _ => {}
+        }
         if let Some(link) = &mut self.peers[p].link
             && role == Role::Primary
         {
@@ -389,8 +419,28 @@ impl Resource {
         if disk == DiskState::Inconsistent
             && self.volumes[v].is_up_to_date()
             && self.peers[p].volumes[v].replication == ReplState::Established
+            && !self.peers[p].is_parked()
         {
-            self.renegotiate("the peer's data are invalid");
+            return self.renegotiate_peer(p, "the peer's data are invalid");
+        }
+        // In step with a copy that is current, this one is too.
+        let pv = &self.peers[p].volumes[v];
+        let doubted = matches!(
+            self.volumes[v].disk,
+            DiskState::Consistent | DiskState::Outdated
+        );
+        if self.is_group()
+            && doubted
+            && disk == DiskState::UpToDate
+            && pv.replication == ReplState::Established
+            && !self.peers[p].is_parked()
+        {
+            self.no_doubt(v);
+            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
+            let reason = "in step with a peer that is UpToDate".to_string();
+            self.set_disk(v, DiskState::UpToDate, reason);
+            self.commit(v, false, None);
+            self.tell_state();
         }
     }
 

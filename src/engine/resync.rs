@@ -55,13 +55,24 @@ pub(crate) struct Resync {
     unstable: u64,
     /// The generations were told; waiting for the target to adopt them (source).
     finish_sent: bool,
+    /// The current one of them.
+    told: u64,
+    /// It was adopted in memory; the disk has yet to say so (target).
+    is_adopting: bool,
     /// Adoption is on its way to the disk (target).
-    adopting: Option<WireGenerations>,
+    adopting: Option<(WireGenerations, u16)>,
     /// Bytes out of sync at the start.
     pub(crate) total: u64,
     pub(crate) rate: RateControl,
     /// Bytes left at the last checkpoint, and when it was (target).
     checkpoint: (u64, Instant),
+}
+
+impl Resync {
+    /// The target has the source's generations, and its disk may not have them yet.
+    pub(crate) fn is_adopting(&self) -> bool {
+        self.is_adopting
+    }
 }
 
 impl Resource {
@@ -79,6 +90,8 @@ impl Resource {
             in_flight: 0,
             unstable: 0,
             finish_sent: false,
+            told: 0,
+            is_adopting: false,
             adopting: None,
             total,
             rate: RateControl::new(self.now),
@@ -243,6 +256,7 @@ impl Resource {
             request: None,
             resync: true,
             acked: false,
+            tag: self.next_tag + 1,
             stable: false,
         });
         let (kind, body) = match buf {
@@ -312,9 +326,14 @@ impl Resource {
             current: volume.generations.current,
             history: volume.generations.history().collect(),
         };
+        let in_step = self.in_step(v);
+        if let Some(resync) = &mut self.peers[p].volumes[v].resync {
+            resync.told = generations.current;
+        }
         let message = Message::ResyncFinished {
             volume: volume.id.0,
             generations,
+            in_step,
         };
         self.send_message(p, Channel::Data, &message);
     }
@@ -325,6 +344,7 @@ impl Resource {
         p: usize,
         v: usize,
         generations: WireGenerations,
+        in_step: u16,
     ) {
         let node = self.peers[p].node;
         let left = self.volumes[v].bitmap(node).map_or(0, |b| b.count_set());
@@ -338,7 +358,7 @@ impl Resource {
             return self.protocol_error(p, text);
         }
         if let Some(resync) = &mut self.peers[p].volumes[v].resync {
-            resync.adopting = Some(generations);
+            resync.adopting = Some((generations, in_step));
         }
     }
 
@@ -353,18 +373,35 @@ impl Resource {
             let Some(resync) = &mut self.peers[p].volumes[v].resync else {
                 continue;
             };
-            let Some(generations) = resync.adopting.take() else {
+            let Some((generations, in_step)) = resync.adopting.take() else {
                 continue;
             };
+            resync.is_adopting = true;
             let volume = &mut self.volumes[v];
             volume
                 .generations
                 .adopt(node, generations.current, &generations.history);
             self.peers[p].volumes[v].lacks_current = false;
+            let worth = self.worth_of_source(p, v);
             self.set_flags(v, MdFlags::CONSISTENT, true);
-            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
-            self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, worth > DiskState::Outdated);
+            self.reconciled(p, v);
+            if self.is_group() {
+                self.others_in_step(p, v, in_step);
+            }
             self.commit(v, true, Some(Waiter::ResyncAdopted(node, link)));
+        }
+    }
+
+    /// Target: what its copy is worth when it equals the source's. With two nodes the source is
+    /// current by definition; a third may have newer data.
+    pub(crate) fn worth_of_source(&self, p: usize, v: usize) -> DiskState {
+        if self.is_group() {
+            self.peers[p].volumes[v]
+                .disk
+                .clamp(DiskState::Outdated, DiskState::UpToDate)
+        } else {
+            DiskState::UpToDate
         }
     }
 
@@ -373,7 +410,8 @@ impl Resource {
         let name = self.peers[p].name.clone();
         self.peers[p].volumes[v].resync = None;
         let reason = format!("resync from {name} finished");
-        self.set_disk(v, DiskState::UpToDate, reason.clone());
+        let worth = self.worth_of_source(p, v);
+        self.set_disk(v, worth, reason.clone());
         self.set_replication(p, v, ReplState::Established, &reason);
         let message = Message::ResyncFinishedAck {
             volume: self.volumes[v].id.0,
@@ -381,15 +419,18 @@ impl Resource {
         };
         self.send_message(p, Channel::Data, &message);
         self.tell_state();
+        self.compare_with_others(p);
     }
 
     /// Source: the target has adopted.
     pub(crate) fn resync_finished_ack_received(&mut self, p: usize, v: usize, current: u64) {
-        let finish_sent = self.peers[p].volumes[v]
+        // A new generation may have followed the end of the resync: the target is at one or the other.
+        let mine = self.volumes[v].generations.current;
+        let told = self.peers[p].volumes[v]
             .resync
             .as_ref()
-            .is_some_and(|r| r.finish_sent);
-        if !finish_sent || !same(current, self.volumes[v].generations.current) {
+            .is_some_and(|r| r.finish_sent && (same(current, r.told) || same(current, mine)));
+        if !told {
             let text = "a resync was confirmed that was not finished".to_string();
             return self.protocol_error(p, text);
         }
@@ -398,7 +439,7 @@ impl Resource {
         self.incident(Severity::Info, reason.clone());
         self.set_peer_disk(p, v, DiskState::UpToDate, &reason);
         self.set_replication(p, v, ReplState::Established, &reason);
-        self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+        self.reconciled(p, v);
         self.commit(v, true, None);
     }
 

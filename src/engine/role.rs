@@ -237,6 +237,7 @@ impl Resource {
         let text = format!("{} is Primary now", self.cfg.me.name);
         self.end_role_change(Ok(text));
         self.tell_state();
+        self.leads_now();
         if renegotiate {
             self.renegotiate("the data of this node were declared current");
         }

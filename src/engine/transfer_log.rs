@@ -25,6 +25,8 @@ pub(crate) struct Entry {
     pub(crate) resync: bool,
     /// The peer said what its protocol promises (RecvAck, WriteAck, ResyncAck).
     pub(crate) acked: bool,
+    /// Place among all writes of this node, whichever peers get them.
+    pub(crate) tag: u64,
     /// Stable by itself (FUA, or no volatile cache): not marked out of sync on disconnect.
     pub(crate) stable: bool,
 }
@@ -186,6 +188,7 @@ mod tests {
             request: None,
             resync: false,
             acked: false,
+            tag: 0,
             stable: false,
         }
     }

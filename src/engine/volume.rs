@@ -47,6 +47,8 @@ pub(crate) enum Waiter {
     ResyncAdopted(NodeId, u64),
     /// A change a peer asked for is on the disk: answer yes (link number, transaction).
     PeerChange(NodeId, u64, u64),
+    /// The Primary's new generation is on the disk: confirm it (link number).
+    Follows(NodeId, u64),
     /// A change of our own is on the disk: finish the command and talk to the peers anew.
     Renegotiate(CommandId, &'static str),
 }
@@ -74,6 +76,10 @@ pub(crate) struct Volume {
     pub(crate) meta: MetaWriter<Waiter>,
     /// A new generation is on its way to the disk: writes wait, answers wait.
     pub(crate) bump_running: bool,
+    /// It is on the disk here; peers may still have to confirm it.
+    pub(crate) bump_committed: bool,
+    /// Another one is needed as soon as this one is through.
+    pub(crate) bump_again: bool,
     pub(crate) no_volatile_cache: bool,
 }
 
@@ -90,6 +96,8 @@ impl Volume {
             lock: OverlapLock::default(),
             meta: MetaWriter::default(),
             bump_running: false,
+            bump_committed: false,
+            bump_again: false,
             no_volatile_cache: false,
         }
     }

@@ -91,12 +91,13 @@ impl World {
                 if !established(self, a, b) || !established(self, b, a) {
                     continue;
                 }
-                let busy = self
-                    .clients
-                    .requests
-                    .values()
-                    .any(|r| r.node == a || r.node == b)
-                    || !self.link_is_whole_and_empty(a, b);
+                let busy = if self.plan.nodes == 2 {
+                    let asked = |r: &crate::clients::Request| r.node == a || r.node == b;
+                    self.clients.requests.values().any(asked) || !self.link_is_whole_and_empty(a, b)
+                } else {
+                    // What a third node sends to both may have reached one of them only.
+                    !self.clients.requests.is_empty() || !self.all_links_are_empty()
+                };
                 if !busy && self.nodes[a].disk.data() != self.nodes[b].disk.data() {
                     let differ = self.difference(a, b);
                     let text = format!(
@@ -120,6 +121,14 @@ impl World {
             && link.broken == [false; 2]
             && link.closed == [false; 2]
             && link.streams.iter().flatten().all(|s| s.frames.is_empty())
+    }
+
+    fn all_links_are_empty(&self) -> bool {
+        let pairs =
+            (0..self.plan.nodes).flat_map(|a| (a + 1..self.plan.nodes).map(move |b| (a, b)));
+        pairs
+            .into_iter()
+            .all(|(a, b)| self.link_is_whole_and_empty(a, b))
     }
 
     fn difference(&self, a: usize, b: usize) -> Vec<usize> {

@@ -139,9 +139,10 @@ impl Plan {
         let sectors = rng.pick(&[64usize, 64, 128, 128, 256, 256, 1024, 1024, 8192]);
         let kinds = rng.between(0, 6);
         let faults = (0..kinds).map(|_| rng.pick(&Fault::ALL)).collect();
+        let nodes = Rng::stream(seed, 8).pick(&[2usize, 2, 2, 3, 3, 4]);
         Self {
             seed,
-            nodes: 2,
+            nodes,
             protocol,
             sectors,
             clients: usize::try_from(rng.between(1, 4)).expect("few"),

@@ -25,7 +25,7 @@ impl World {
                 self.nodes[n].disk_state = to;
                 let source = self.nodes[n].syncing_from;
                 if from == DiskState::Inconsistent
-                    && to == DiskState::UpToDate
+                    && to > DiskState::Inconsistent
                     && let Some(source) = source
                     && event.cause.contains("resync")
                 {

@@ -34,7 +34,7 @@ const DISKS: [DiskState; 5] = [
 ];
 /// Disk, role, dirty, crashed, incarnation, discard.
 const STATES: usize = DISKS.len() * 32;
-const CONTEXTS: usize = 4;
+const CONTEXTS: usize = 8;
 
 fn generations(node: u8) -> Vec<Side> {
     let mut all = Vec::new();
@@ -46,6 +46,7 @@ fn generations(node: u8) -> Vec<Side> {
                     current,
                     bitmap,
                     history: history.to_vec(),
+                    toward: 0,
                     disk: DiskState::UpToDate,
                     role: Role::Secondary,
                     dirty_bits: 0,
@@ -53,6 +54,8 @@ fn generations(node: u8) -> Vec<Side> {
                     crashed_primary: false,
                     same_incarnation_seen: false,
                     discard_my_data: false,
+                    crashed_secondary: false,
+                    busy: false,
                 });
             }
         }
@@ -75,12 +78,19 @@ fn set_state(side: &mut Side, n: usize) {
     side.crashed_primary = n & 4 != 0;
     side.same_incarnation_seen = n & 8 != 0;
     side.discard_my_data = n & 16 != 0;
+    // Spread over the states: the product would be too large.
+    let spread = n.wrapping_mul(0x9e37_79b9) >> 9;
+    side.crashed_secondary = spread & 1 != 0;
+    side.busy = spread & 2 != 0;
+    let target = side.disk == DiskState::Inconsistent && spread & 12 == 0;
+    side.toward = if target { X } else { 0 };
 }
 
 fn context(n: usize) -> Context {
     Context {
         protocol: if n & 1 == 0 { Protocol::C } else { Protocol::A },
         allow_two_primaries: n & 2 != 0,
+        group: n & 4 != 0,
     }
 }
 
@@ -129,6 +139,12 @@ fn check(a: &Side, b: &Side, ctx: &Context) -> Judgement {
             assert!(!both || ctx.allow_two_primaries, "two Primaries: {}", why());
         }
         Direction::Refuse => assert_eq!(mine.amount, Amount::Nothing, "{}", why()),
+        Direction::Later => {
+            let broken = |s: &Side| s.disk == DiskState::Inconsistent;
+            let waits = a.busy || b.busy || broken(a) && broken(b);
+            assert!(ctx.group && waits, "nothing to wait for: {}", why());
+            assert_eq!(mine.amount, Amount::Nothing, "{}", why());
+        }
         Direction::Source => check_resync(a, b, &mine, ctx, &why),
         Direction::Target => check_resync(b, a, &mine, ctx, &why),
     }
@@ -200,13 +216,27 @@ fn check_resync(
     } else if is_created(source.current) || ahead {
         // Newer data are overwritten only if they are incomplete, and nobody uses them.
         assert!(broken && target.role != Role::Primary, "newer: {}", why());
+    } else if judgement.rule == Rule::UnfinishedResync {
+        let knows = same(source.current, target.toward) || knows(source, target.toward);
+        assert!(broken && knows, "not its to finish: {}", why());
     } else {
         assert!(behind, "overwritten without a reason: {}", why());
     }
     if judgement.amount == Amount::Bitmap {
         // The bits cover the difference only if one side's are relative to what the other has.
         let common = !is_created(source.bitmap) && same(source.bitmap, target.bitmap);
-        let covered = equal || by_bitmap.0 || by_bitmap.1 || common;
+        // … or what came after it; also if the newer one is repaired from the older.
+        let later = |newer: &Side, older: &Side| {
+            let place = |g: u64| newer.history.iter().position(|&h| same(h, g));
+            let (base, at) = (place(newer.bitmap), place(older.current));
+            !is_created(newer.bitmap) && at.is_some() && base.is_some() && at <= base
+        };
+        let covered = equal
+            || by_bitmap.0
+            || by_bitmap.1
+            || common
+            || behind && later(source, target)
+            || ahead && later(target, source);
         assert!(covered && !fresh, "the bitmap does not cover it: {}", why());
     }
     if equal && !fresh {
@@ -251,6 +281,9 @@ fn check_equal(
     let winner = match crashed {
         (true, false) => ctx.protocol != Protocol::C,
         (false, true) => ctx.protocol == Protocol::C,
+        (false, false) if source.crashed_secondary != target.crashed_secondary => {
+            target.crashed_secondary
+        }
         _ if source.disk != target.disk => source.disk > target.disk,
         (false, false) if (source.dirty_bits > 0) != (target.dirty_bits > 0) => {
             source.dirty_bits > 0

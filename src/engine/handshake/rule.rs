@@ -100,8 +100,9 @@ rules! {
     /// bits cover the difference. Also how an interrupted resync goes on: a target's current UUID
     /// is the base of the source's bitmap. Contradictory UUIDs (each the older one) do not hit.
     Bitmap = "bitmap", "bitmap-self, bitmap-peer [70, 50]",
-        "The current UUID of one is the other's bitmap UUID for it: the other is source, bitmap. \
-         This is failover, and the resumption of an interrupted resync.";
+        "The current UUID of one is the other's bitmap UUID for it, or stands in the other's history \
+         as newer than that: the other is source, bitmap. This is failover, and the resumption of an \
+         interrupted resync.";
 
     /// The older node is an ancestor, but the bitmap is not relative to it: a bitmap resync would
     /// leave old blocks in place. And not vice versa: if each is in the other's history, neither
@@ -109,6 +110,13 @@ rules! {
     History = "history", "history-self, history-peer [80, 60]",
         "The current UUID of one is in the other's history, and not vice versa: the other is \
          source, full sync.";
+
+    /// The base of an interrupted resync is a name that source and target gave it: nobody else knows it.
+    /// But a copy with holes is worth nothing by itself, so whoever has what it was to become may
+    /// finish it.
+    UnfinishedResync = "unfinished-resync", "–",
+        "One is Inconsistent after a resync from a third node, and the other has, or had, the \
+         generation it was being brought to: the other is source, full sync.";
 
     /// Both were written to since the generation their bitmaps are relative to. Any choice loses
     /// data, so it takes an order. The bitmaps of both are merged: blocks the victim wrote must be
@@ -130,7 +138,8 @@ rules! {
     /// No complete copy is at hand. A source with holes would spread them and then call the result
     /// UpToDate.
     BothInconsistent = "both-inconsistent", "–",
-        "Both disks are Inconsistent and not both just created: refused, there is no source.";
+        "Both disks are Inconsistent and not both just created: refused, there is no source; with \
+         more than two nodes both wait for a third.";
 
     /// An Inconsistent disk is never a source, and one without bits has no record of what it
     /// lacks.
@@ -146,4 +155,9 @@ rules! {
     /// may be repaired under a Primary, and only with data that are not older than its own.
     RoleConflict = "role-conflict", "rr-conflict",
         "The target would be a Primary in use: refused until it is demoted.";
+
+    /// Two sources at once would write the same blocks in no order, and the older one could come last.
+    BusyElsewhere = "busy-elsewhere", "resync dependency",
+        "Three and more nodes: the target is being brought up to date from another node: the \
+         connection stays, and the generations are compared anew when that is over.";
 }

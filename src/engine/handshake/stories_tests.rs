@@ -25,7 +25,7 @@ fn first_start() {
     // Interrupted: it goes on by bitmap, not from the beginning.
     let mut b = Generations::default();
     a.begin_source(B, Y);
-    b.begin_target(A, a.base_for(B));
+    b.begin_target(A, a.base_for(B), a.current, [].into_iter());
     let a_now = with(&a, A).bits(5);
     let target = with(&b, B).bits(6).broken();
     expect(
@@ -39,7 +39,7 @@ fn first_start() {
 #[test]
 fn link_blip_with_writes() {
     let (mut a, b) = (uuids(X | 1), uuids(X));
-    assert!(a.new_current(Y, true, [B].into_iter()));
+    a.force_new_current(Y, [B].into_iter());
     let primary = with(&a, A).primary().bits(2).seen();
     let secondary = with(&b, B).seen();
     expect(
@@ -55,7 +55,7 @@ fn failover_and_the_old_primary_returns() {
     let (mut a, mut b) = (uuids(X | 1), uuids(X));
     // A crashes; B is promoted and writes.
     b.set_primary_bit(true);
-    assert!(b.new_current(Y, true, [A].into_iter()));
+    b.force_new_current(Y, [A].into_iter());
     let back = with(&a, A).crashed().bits(9);
     let primary = with(&b, B).primary().bits(3);
     for protocol in [Protocol::A, Protocol::C] {
@@ -65,7 +65,7 @@ fn failover_and_the_old_primary_returns() {
     // The resync ends, its confirmation is lost: the source still has the bitmap UUID on its disk.
     let before = with(&b, B);
     let history: Vec<u64> = b.history().collect();
-    a.begin_target(B, b.base_for(A));
+    a.begin_target(B, b.base_for(A), b.current, [].into_iter());
     a.adopt(B, b.current, &history);
     let d = meet(&before, &with(&a, A));
     expect(&d, Rule::SameGeneration, Direction::None, Amount::Nothing);
@@ -79,8 +79,8 @@ fn failover_and_the_old_primary_returns() {
 #[test]
 fn promoted_apart() {
     let (mut a, mut b) = (uuids(X | 1), uuids(X));
-    assert!(a.new_current(Y, true, [B].into_iter()));
-    assert!(b.new_current(Z, true, [A].into_iter()));
+    a.force_new_current(Y, [B].into_iter());
+    b.force_new_current(Z, [A].into_iter());
     let (sa, sb) = (with(&a, A), with(&b, B));
     let d = meet(&sa, &sb);
     expect_refusal(&d, Rule::BitmapBoth, "--discard-my-data");
@@ -93,7 +93,7 @@ fn promoted_apart() {
     );
     // The resync starts and is interrupted: no order is needed to go on.
     a.begin_source(B, W);
-    b.begin_target(A, a.base_for(B));
+    b.begin_target(A, a.base_for(B), a.current, [].into_iter());
     let target = with(&b, B).broken().bits(4);
     expect(
         &meet(&with(&a, A), &target),
@@ -114,18 +114,14 @@ fn promoted_apart() {
 fn three_generations_apart() {
     // B left at X; A went on to Y without it, shared Y with a third node, and forgot B's slot.
     let mut a = uuids(X | 1);
-    assert!(a.new_current(Y, true, [B].into_iter()));
-    assert!(
-        !a.new_current(Z, true, [B].into_iter()),
-        "B is known to be behind"
-    );
+    a.force_new_current(Y, [B].into_iter());
     a.resync_finished_with(B);
-    assert!(a.new_current(Z, true, [B].into_iter()));
+    a.force_new_current(Z, [B].into_iter());
     let d = meet(&with(&a, A), &with(&uuids(X), B));
     expect(&d, Rule::History, Direction::Source, Amount::Full);
     // B has changed too since.
     let mut b = uuids(X);
-    assert!(b.new_current(W, true, [A].into_iter()));
+    b.force_new_current(W, [A].into_iter());
     let d = meet(&with(&a, A), &with(&b, B));
     expect_refusal(&d, Rule::HistoryBoth, "--discard-my-data");
 }
@@ -148,7 +144,7 @@ fn crash_resync_interrupted_before_either_or_both_began() {
     b.part_from(A, Y);
     let d = meet(&crashed(with(&a, A)), &with(&b, B));
     expect(&d, Rule::Bitmap, Direction::Target, Amount::Bitmap);
-    a.begin_target(B, b.base_for(A));
+    a.begin_target(B, b.base_for(A), b.current, [].into_iter());
     let target = crashed(with(&a, A)).broken();
     expect(
         &meet(&target, &with(&b, B)),

@@ -19,6 +19,7 @@ pub(super) fn side(node: NodeId, current: u64) -> Side {
         current,
         bitmap: 0,
         history: Vec::new(),
+        toward: 0,
         disk: DiskState::UpToDate,
         role: Role::Secondary,
         dirty_bits: 0,
@@ -26,6 +27,8 @@ pub(super) fn side(node: NodeId, current: u64) -> Side {
         crashed_primary: false,
         same_incarnation_seen: false,
         discard_my_data: false,
+        crashed_secondary: false,
+        busy: false,
     }
 }
 
@@ -69,6 +72,7 @@ pub(super) fn with(g: &Generations, node: NodeId) -> Side {
     Side {
         bitmap: g.base_for(peer),
         history: g.history().collect(),
+        toward: g.toward,
         ..side(node, g.current)
     }
 }
@@ -77,6 +81,7 @@ pub(super) fn context(protocol: Protocol) -> Context {
     Context {
         protocol,
         allow_two_primaries: false,
+        group: false,
     }
 }
 
@@ -531,6 +536,7 @@ fn two_primaries_are_refused_unless_allowed() {
     let two = Context {
         protocol: Protocol::C,
         allow_two_primaries: true,
+        group: false,
     };
     let d = meet_with(&a, &b, two);
     expect(&d, Rule::SameGeneration, Direction::None, Amount::Nothing);

@@ -34,6 +34,7 @@ pub(super) fn reason(me: &Side, peer: &Side, ctx: &Context, judgement: &Judgemen
         Direction::None => no_sync(a, b, judgement.rule),
         Direction::Source => sync(me, peer, ctx, judgement),
         Direction::Target => sync(peer, me, ctx, judgement),
+        Direction::Later => later(a, b, judgement.rule),
         Direction::Refuse => refusal(a, b, judgement),
     };
     if !judgement.split_brain {
@@ -66,6 +67,19 @@ fn no_sync(a: &Side, b: &Side, rule: Rule) -> String {
     }
 }
 
+fn later(a: &Side, b: &Side, rule: Rule) -> String {
+    let (na, nb) = (named(a), named(b));
+    match rule {
+        Rule::BothInconsistent => {
+            format!("neither {na} nor {nb} has a complete copy: both wait for a node that has one")
+        }
+        _ => format!(
+            "{na} or {nb} is being brought up to date from a third node: what is left is decided \
+             when that is over"
+        ),
+    }
+}
+
 fn sync(source: &Side, target: &Side, ctx: &Context, judgement: &Judgement) -> String {
     let (s, t) = (named(source), named(target));
     let why = match judgement.rule {
@@ -84,7 +98,14 @@ fn sync(source: &Side, target: &Side, ctx: &Context, judgement: &Judgement) -> S
             "{s} and {t} are of the same generation, but blocks are marked; {}",
             chosen(source, target)
         ),
-        Rule::Bitmap => format!("{t} has the generation the bitmap of {s} is relative to"),
+        Rule::Bitmap => format!(
+            "{t} has the generation the bitmap of {s} is relative to, or one that came after it"
+        ),
+        Rule::UnfinishedResync => {
+            format!(
+                "{t} was being brought to a generation that {s} has or had, and was not finished"
+            )
+        }
         Rule::History => format!("{t} has a generation that {s} had earlier"),
         Rule::BitmapBoth | Rule::HistoryBoth => {
             format!(
@@ -148,6 +169,8 @@ fn chosen(source: &Side, target: &Side) -> String {
     let both_crashed = source.crashed_primary && target.crashed_primary;
     if source.is_primary() && !target.is_primary() {
         format!("{n} is Primary now")
+    } else if target.crashed_secondary && !source.crashed_secondary && !both_crashed {
+        format!("{} went down while it followed a Primary", target.node)
     } else if source.disk > target.disk {
         format!("{n} has the better disk")
     } else if !both_crashed && (source.dirty_bits > 0) != (target.dirty_bits > 0) {

@@ -75,6 +75,7 @@ pub fn create<E>(params: CreateParams<'_>, write: Writer<'_, E>) -> Result<Super
         current: UUID_JUST_CREATED,
         peers,
         history: [0; HISTORY],
+        toward: 0,
         layout,
     };
     for _ in 0..2 {

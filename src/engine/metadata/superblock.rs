@@ -14,6 +14,7 @@
 //! 128 resource [64]
 //! 192 history [16 × u64]
 //! 320 peers [16 × { bitmap u64, last_incarnation u64, flags u32, slot u8, reserved [11] }]
+//! 832 toward u64
 //! ```
 
 use super::layout::{Layout, Placement};
@@ -28,6 +29,7 @@ pub const MAGIC: &[u8; 8] = b"TWINBLKS";
 const CRC_AT: usize = 12;
 const PEERS_AT: usize = 320;
 const PEER_LEN: usize = 32;
+const TOWARD_AT: usize = 832;
 const NO_SLOT: u8 = 255;
 /// Longest resource name in bytes.
 pub const MAX_NAME: usize = 64;
@@ -84,6 +86,9 @@ flags! {
         PRIMARY_INDICATOR = 2,
         /// It was Primary when it went down and has not reconciled with a peer since.
         CRASHED_PRIMARY = 3,
+        /// It followed a Primary when it went down and has not reconciled with a peer since (three and
+        /// more nodes).
+        CRASHED_SECONDARY = 4,
     }
 }
 
@@ -94,6 +99,10 @@ flags! {
         EXISTS = 0,
         /// The peer is known to be Outdated.
         OUTDATED = 1,
+        /// This node gets its writes from it (three and more nodes).
+        FOLLOWED = 2,
+        /// It may have got more from a lost Primary than this copy.
+        UNRECONCILED = 3,
     }
 }
 
@@ -137,6 +146,8 @@ pub struct Superblock {
     pub peers: [PeerSlot; NodeId::MAX_NODES],
     /// Older generations, newest first, 0 = none.
     pub history: [Uuid; HISTORY],
+    /// Generation an unfinished resync was bringing this copy to; 0 = none.
+    pub toward: Uuid,
 }
 
 /// What is wrong with a superblock copy.
@@ -205,6 +216,7 @@ impl Superblock {
             put(b, at + 16, &peer.flags.0.to_le_bytes());
             b[at + 20] = peer.slot.unwrap_or(NO_SLOT);
         }
+        put(b, TOWARD_AT, &self.toward.to_le_bytes());
         let crc = block_crc(b, CRC_AT);
         put(b, CRC_AT, &crc.to_le_bytes());
         block
@@ -295,6 +307,7 @@ impl Superblock {
             current: get_u64(b, 48),
             peers,
             history,
+            toward: get_u64(b, TOWARD_AT),
         })
     }
 
@@ -380,6 +393,7 @@ mod tests {
             current: UUID_JUST_CREATED,
             peers,
             history: core::array::from_fn(|i| i as u64 * 0x100),
+            toward: 0x7070,
         }
     }
 
