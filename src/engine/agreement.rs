@@ -451,6 +451,7 @@ impl Resource {
             self.peers[p].volumes[v].later = decision.direction == Direction::Later;
             self.peers[p].volumes[v].start = SyncStart {
                 peer_current: fact.current,
+                peer_crashed: (fact.crashed_primary, fact.crashed_secondary),
                 ..SyncStart::default()
             };
             match decision.direction {
@@ -484,6 +485,9 @@ impl Resource {
             }
         }
         self.tell_state();
+        if decisions.iter().any(|d| d.direction == Direction::Target) {
+            self.part_from_others(p);
+        }
         self.sync_start_progress(p);
     }
 

@@ -61,8 +61,7 @@ impl Resource {
             deferred: None,
         });
         peer.log.reset();
-        peer.settling.clear();
-        (peer.settled, peer.settled_told) = (0, 0);
+        peer.count_settled_anew();
         let params = self.my_params(p);
         self.send_message(p, Channel::Data, &Message::Params(params));
         let name = self.peers[p].name.clone();

@@ -180,12 +180,19 @@ impl Generations {
         self.push_history(old);
     }
 
-    /// A resync from this peer ended: this copy is now what the peer's is.
+    /// A resync from this peer ended: this copy is now what the peer's is. A third node that was left
+    /// at a generation which is none of the peer's is not behind this copy: the two have parted, and
+    /// that must be seen when they meet.
     pub fn adopt(&mut self, peer: NodeId, current: u64, history: &[u64]) {
         self.toward = 0;
         self.bitmap[peer.slot()] = 0;
         self.current = current & !PRIMARY_BIT;
         self.set_history(history.iter().copied());
+        for slot in &mut self.bitmap {
+            if !is_created(*slot) && !self.history.contains(slot) {
+                *slot = 0;
+            }
+        }
     }
 
     /// This peer is in step: no block is marked for it any more.

@@ -136,6 +136,18 @@ fn a_target_that_gives_up_its_own_generation_is_at_the_base() {
 }
 
 #[test]
+fn a_copy_that_was_given_up_leaves_no_base_for_others() {
+    let mut g = Generations::from_parts(Y, [0; 16], [X]);
+    g.begin_target(P1, X, Z, once(P2));
+    assert_eq!(g.base_for(P2), Y, "it is at what this copy was");
+    let mut parted = g.clone();
+    parted.adopt(P1, Z, &[X]);
+    assert_eq!(parted.base_for(P2), 0, "the source never was at Y");
+    g.adopt(P1, Z, &[Y, X]);
+    assert_eq!(g.base_for(P2), Y, "the source went on from Y");
+}
+
+#[test]
 fn a_base_equal_to_the_current_generation_is_replaced() {
     let mut g = at(X | 1);
     g.bitmap[P1.slot()] = X;

@@ -22,7 +22,7 @@ use crate::generations::same;
 use crate::ids::NodeId;
 use crate::metadata::superblock::{MdFlags, PeerFlags};
 use crate::output::Channel;
-use crate::peer::Phase;
+use crate::peer::{Peer, PeerVolume, Phase};
 use crate::resource::Resource;
 use crate::volume::Waiter;
 use alloc::format;
@@ -56,11 +56,13 @@ impl Resource {
 
     /// Where this node's data come from, as a peer is told.
     pub(crate) fn reach(&self) -> Reach {
-        if self.role == Role::Primary {
+        // No data come from a Primary whose disk has failed: its peers look after one another.
+        let whole = self.volumes.iter().all(|v| v.is_up_to_date());
+        if self.role == Role::Primary && whole {
             return Reach::Primary;
         }
-        let target = |p: &&crate::peer::Peer| {
-            let from = |v: &crate::peer::PeerVolume| {
+        let target = |p: &&Peer| {
+            let from = |v: &PeerVolume| {
                 matches!(
                     v.replication,
                     ReplState::WFBitMapT | ReplState::SyncTarget | ReplState::PausedSyncT
@@ -102,6 +104,14 @@ impl Resource {
             link.frozen_at = None;
         }
         let name = self.peers[p].name.clone();
+        if core::mem::take(&mut self.peers[p].discard_my_data) {
+            // An order for a moment, not for the day on which the Primary is lost.
+            let text = format!(
+                "--discard-my-data is not carried out: while data come from another node the copies \
+                 here and on {name} are not compared"
+            );
+            self.incident(Severity::Warning, text);
+        }
         let reason = format!("connected to {name}; data come from another node");
         self.set_connection(p, ConnState::Connected, reason);
         self.set_peer_role(p, Role::Secondary, "told by the peer");
@@ -128,12 +138,7 @@ impl Resource {
     }
 
     /// Connections to other Secondaries that are of no use any more are made anew.
-    fn renegotiate_others(
-        &mut self,
-        p: usize,
-        why: &str,
-        stale: impl Fn(&crate::peer::Peer) -> bool,
-    ) {
+    fn renegotiate_others(&mut self, p: usize, why: &str, stale: impl Fn(&Peer) -> bool) {
         for x in 0..self.peers.len() {
             if x != p && self.peers[x].link.is_some() && stale(&self.peers[x]) {
                 self.renegotiate_peer(x, why);
@@ -148,7 +153,12 @@ impl Resource {
         }
         for p in 0..self.peers.len() {
             self.peers[p].forget_told();
-            let useful = |v: &crate::peer::PeerVolume| {
+            self.peers[p].count_settled_anew();
+            // While this node was Secondary, a third may have brought it to this very generation.
+            for v in &mut self.peers[p].volumes {
+                v.lacks_current = false;
+            }
+            let useful = |v: &PeerVolume| {
                 matches!(
                     v.replication,
                     ReplState::Established | ReplState::SyncSource
@@ -169,17 +179,19 @@ impl Resource {
         if let Some(link) = &mut self.peers[p].link {
             link.leads = true;
         }
-        for x in 0..self.peers.len() {
-            for v in 0..self.volumes.len() {
-                self.peers[x].volumes[v].fed = false;
+        for x in (0..self.peers.len()).filter(|&x| x != p) {
+            for v in &mut self.peers[x].volumes {
+                v.fed = false;
+                v.lacks_current = false;
             }
         }
+        self.peers[p].unsettled.take();
         let node = self.peers[p].node;
         for v in 0..self.volumes.len() {
             self.set_peer_flag(v, node, PeerFlags::FOLLOWED, true);
             self.commit(v, false, None);
         }
-        let in_step = |x: &crate::peer::Peer| {
+        let in_step = |x: &Peer| {
             x.is_parked()
                 || x.is_agreed()
                     && x.volumes
@@ -219,8 +231,7 @@ impl Resource {
             self.doubt(v);
             self.commit(v, true, None);
         }
-        let stale =
-            |x: &crate::peer::Peer| !clean || x.is_parked() || x.volumes.iter().any(|v| !v.fed);
+        let stale = |x: &Peer| !clean || x.is_parked() || x.volumes.iter().any(|v| !v.fed);
         self.renegotiate_others(p, "the Primary is gone: the copies are compared", stale);
         for x in 0..self.peers.len() {
             for v in 0..self.volumes.len() {
@@ -257,11 +268,13 @@ impl Resource {
 
     /// This copy and the peer's were compared and are in step, or will be when a resync ends.
     pub(crate) fn reconciled(&mut self, p: usize, v: usize) {
-        self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
         if !self.is_group() {
-            return;
+            return self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
         }
-        self.set_flags(v, MdFlags::CRASHED_SECONDARY, false);
+        let in_step = |x: &Peer| x.volumes[v].replication == ReplState::Established;
+        if self.peers.iter().all(in_step) {
+            self.crash_is_over(v);
+        }
         let node = self.peers[p].node;
         self.set_peer_flag(v, node, PeerFlags::UNRECONCILED, false);
         if self.volumes[v].disk == DiskState::Consistent && !self.is_unreconciled(v) {
@@ -270,12 +283,26 @@ impl Resource {
         }
     }
 
+    /// What a crash may have cost this copy, some other copy may still have, until all have met. A
+    /// copy made from this one inherits that.
+    fn crash_is_over(&mut self, v: usize) {
+        self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+        self.set_flags(v, MdFlags::CRASHED_SECONDARY, false);
+    }
+
     /// No other copy can have more: somebody who must know has said so.
     pub(crate) fn no_doubt(&mut self, v: usize) {
         for x in 0..self.peers.len() {
             let node = self.peers[x].node;
             self.set_peer_flag(v, node, PeerFlags::UNRECONCILED, false);
         }
+    }
+
+    fn is_marked_as_crashed(&self, v: usize) -> bool {
+        self.volumes[v].local.as_ref().is_some_and(|l| {
+            let flags = l.superblock.flags;
+            flags.contains(MdFlags::CRASHED_PRIMARY) || flags.contains(MdFlags::CRASHED_SECONDARY)
+        })
     }
 
     pub(crate) fn peer_flags(&self, v: usize, node: NodeId) -> PeerFlags {
@@ -300,7 +327,7 @@ impl Resource {
 
     /// Nodes that get all writes and lack nothing, this one included.
     pub(crate) fn in_step(&self, v: usize) -> u16 {
-        let complete = |p: &&crate::peer::Peer| {
+        let complete = |p: &&Peer| {
             p.receives(v)
                 && p.volumes[v].replication == ReplState::Established
                 && p.volumes[v].disk == DiskState::UpToDate
@@ -317,10 +344,15 @@ impl Resource {
             return;
         }
         for v in 0..self.volumes.len() {
-            if self.volumes[v].bump_running {
+            if self.volumes[v].bump_running || !self.volumes[v].is_up_to_date() {
                 continue;
             }
             let (mask, current) = (self.in_step(v), self.volumes[v].generations.current);
+            let all = mask.count_ones() as usize == self.peers.len() + 1;
+            if all && self.is_marked_as_crashed(v) {
+                self.crash_is_over(v);
+                self.commit(v, false, None);
+            }
             for p in 0..self.peers.len() {
                 if self.peers[p].receives(v) && self.peers[p].volumes[v].told_in_step != Some(mask)
                 {
@@ -428,6 +460,10 @@ impl Resource {
     /// The Primary says that these nodes have its generation and lack nothing; so do we.
     pub(crate) fn others_in_step(&mut self, p: usize, v: usize, in_step: u16) {
         let mut changed = false;
+        if in_step.count_ones() as usize == self.peers.len() + 1 && self.is_marked_as_crashed(v) {
+            self.crash_is_over(v);
+            changed = true;
+        }
         for x in (0..self.peers.len()).filter(|&x| x != p) {
             let node = self.peers[x].node;
             if in_step & bit(node) == 0 {
@@ -504,10 +540,18 @@ impl Resource {
         }
     }
 
+    /// This copy becomes a resync target: it is in step with nobody, and no source.
+    pub(crate) fn part_from_others(&mut self, p: usize) {
+        if self.is_group() {
+            let stale = |x: &Peer| !x.is_parked();
+            self.renegotiate_others(p, "this node is brought up to date by another", stale);
+        }
+    }
+
     /// The target has adopted: with whom else the two are not in step is to be found out.
     pub(crate) fn compare_with_others(&mut self, p: usize) {
         if self.is_group() && self.leader().is_none() {
-            let in_step = |x: &crate::peer::Peer| {
+            let in_step = |x: &Peer| {
                 !x.is_parked()
                     && x.volumes
                         .iter()

@@ -92,6 +92,8 @@ pub(crate) enum AskedWhat {
 pub(crate) struct SyncStart {
     /// The peer's current UUID when both agreed to resync.
     pub(crate) peer_current: u64,
+    /// The peer's copy may lack what a crash has cost: as Primary, as Secondary.
+    pub(crate) peer_crashed: (bool, bool),
     /// Own bitmap is sent, or not needed.
     pub(crate) bitmap_sent: bool,
     /// Peer's bitmap is merged, or not needed.
@@ -234,6 +236,12 @@ impl Peer {
     /// Connected, and the generations were not compared.
     pub(crate) fn is_parked(&self) -> bool {
         self.link.as_ref().is_some_and(|l| l.parked)
+    }
+
+    /// A new connection, or a new reign, counts settled writes from the beginning.
+    pub(crate) fn count_settled_anew(&mut self) {
+        self.settling.clear();
+        (self.settled, self.settled_told) = (0, 0);
     }
 
     /// What the peer was told counts no more: it is told anew.

@@ -381,8 +381,9 @@ impl Resource {
     fn state_received(&mut self, p: usize, role: Role, disks: &[(u16, DiskState)]) {
         let led = self.peers[p].leads();
         self.set_peer_role(p, role, "told by the peer");
+        let whole = disks.iter().all(|&(_, d)| d == DiskState::UpToDate);
         match (led, role) {
-            (false, Role::Primary) => self.leader_appeared(p),
+            (false, Role::Primary) if whole => self.leader_appeared(p),
             (true, Role::Secondary) => {
                 if let Some(link) = &mut self.peers[p].link {
                     link.leads = false;

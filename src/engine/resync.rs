@@ -387,7 +387,14 @@ impl Resource {
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, worth > DiskState::Outdated);
             self.reconciled(p, v);
             if self.is_group() {
+                let (primary, secondary) = self.peers[p].volumes[v].start.peer_crashed;
+                self.set_flags(v, MdFlags::CRASHED_PRIMARY, primary);
+                self.set_flags(v, MdFlags::CRASHED_SECONDARY, secondary);
                 self.others_in_step(p, v, in_step);
+                // What was to be given up is gone.
+                for peer in &mut self.peers {
+                    peer.discard_my_data = false;
+                }
             }
             self.commit(v, true, Some(Waiter::ResyncAdopted(node, link)));
         }

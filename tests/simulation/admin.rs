@@ -315,7 +315,12 @@ impl World {
                     }
                 }
                 let half = |x: usize| self.nodes[x].disk_state == DiskState::Inconsistent;
-                if peer.reason.contains("unrelated") && !half(n) && !half(m) {
+                let fresh = |x: usize| {
+                    let created = |s: &Status| s.volumes[0].current_uuid & !1 == 4;
+                    states[x].as_ref().is_some_and(created)
+                };
+                let both = half(n) && half(m);
+                if peer.reason.contains("unrelated") && !both && !fresh(n) && !fresh(m) {
                     return self.start_over(n, m);
                 }
                 if peer.reason.contains("nconsistent") {
@@ -371,10 +376,12 @@ impl World {
     /// Two copies that have nothing in common: one gets new metadata, as the refusal says.
     fn start_over(&mut self, n: usize, m: usize) -> bool {
         self.trace.count("create-md");
-        let victim = if self.nodes[n].role == Role::Primary {
-            m
-        } else {
-            n
+        let half = |x: usize| self.nodes[x].disk_state == DiskState::Inconsistent;
+        let victim = match (half(n), half(m)) {
+            (true, false) => n,
+            (false, true) => m,
+            _ if self.nodes[n].role == Role::Primary => m,
+            _ => n,
         };
         self.clients_leave(victim);
         self.order(victim, Command::Stop { force: true });

@@ -382,12 +382,14 @@ impl Oracle {
             firm.alone = false;
         }
         let firm = self.copies[source].firm.clone();
+        // With a third node, what the source lost the target lacks too.
+        let lost_power = self.copies.len() > 2 && self.copies[source].lost_power;
         let there = |(s, &value)| origin(value, s).unwrap_or(0);
         self.completed[target] = content.iter().enumerate().map(there).collect();
         let copy = &mut self.copies[target];
         copy.firm = firm;
         copy.expendable = false;
-        copy.lost_power = false;
+        copy.lost_power = lost_power;
     }
 
     /// The newest write of a sector whose content is `value`.
