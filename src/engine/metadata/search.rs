@@ -80,12 +80,10 @@ pub fn scan(
 
 fn trace(dev: &mut dyn ReadAt, at: u64, block: &[u8]) -> Option<Trace> {
     if block.starts_with(MAGIC) {
+        // At the place it names: its other copy may be the newer one, and it may be a copy itself.
         let layout = Superblock::decode(block).ok()?.layout;
-        if layout.placement == Placement::Internal && layout.superblock_offsets.contains(&at) {
-            // Its other copy may be the newer one.
-            let newest = at_old_size(dev, layout.disk_size).ok()?;
-            return Some(Trace::Superblock(Box::new(newest)));
-        }
+        let newest = at_old_size(dev, layout.disk_size).ok()?;
+        return Some(Trace::Superblock(Box::new(newest)));
     }
     bitmap_pages::is_page(block).then_some(Trace::Pages(at))
 }

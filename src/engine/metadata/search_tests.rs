@@ -79,6 +79,9 @@ fn a_copy_of_a_disk_within_the_data_is_no_metadata() {
         matches!(t, Trace::Superblock(_))
     });
     assert_eq!(any, None);
+    // Nor when somebody names the place.
+    let end = (1 << 20) + SIZE;
+    assert_eq!(at_old_size(&mut mem, end), Err(OpenError::NoMetadata));
 }
 
 #[test]
@@ -146,7 +149,7 @@ fn bad_blocks_are_passed_over() {
     }
     let mut mem = disk();
     mem.0.resize(5 << 20, 0);
-    let mut bad = Bad(mem, SIZE);
+    let mut bad = Bad(mem, SIZE - (16 << 10));
     assert!(matches!(
         nearby(&mut bad, 5 << 20, 2 << 20),
         Some(Trace::Superblock(_))
