@@ -40,6 +40,12 @@ pub(crate) enum Verb {
     CreateMd(CreateMd),
     /// Show a disk's metadata (no daemon needed).
     DumpMd(DumpMd),
+    /// Put dumped metadata back onto a disk (no daemon needed).
+    RestoreMd(RestoreMd),
+    /// Verify a disk's metadata, and say what is wrong with them (no daemon needed).
+    CheckMd(CheckMd),
+    /// Move internal metadata to the new end of a disk that has grown (no daemon needed).
+    MoveMd(MoveMd),
     /// Start a resource: open its disk, connect to its peer.
     Up(Resource),
     /// Stop a resource: demote it, leave the peer, close its disk.
@@ -216,6 +222,45 @@ pub(crate) struct DumpMd {
     /// As JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `restore-md`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RestoreMd {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    /// What `dump-md --json` printed.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) local: Local,
+    /// Overwrite valid metadata, or something else that reaches into their place.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Believe the dump: nothing was written to the disk since it was taken.
+    #[arg(long)]
+    pub(crate) exact: bool,
+}
+
+/// `check-md`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckMd {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    #[command(flatten)]
+    pub(crate) local: Local,
+}
+
+/// `move-md`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MoveMd {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    #[command(flatten)]
+    pub(crate) local: Local,
+    /// The size of the disk before it grew; spares searching for the metadata.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) old_size: Option<u64>,
 }
 
 /// `wait-connect`, `wait-sync`.

@@ -2,7 +2,7 @@
 //! and writes only when nothing stands in the way.
 
 use super::args::CreateMd;
-use super::disk::{Disk, open_exclusive};
+use super::disk::{Device, Disk, open_exclusive};
 use super::exit::{CliError, Code};
 use super::human::size;
 use super::orders::unknown_resource;
@@ -17,13 +17,15 @@ use std::path::{Path, PathBuf};
 use twinblk_engine::ids::{NodeId, VolumeId};
 use twinblk_engine::metadata::create::{CreateParams, create as write_metadata};
 use twinblk_engine::metadata::layout::{Layout, LayoutError, Placement};
-use twinblk_engine::metadata::open::{
-    OpenError, ReadAt, ReadError, open, read_superblock, verify_identity,
-};
+use twinblk_engine::metadata::open::{OpenError, open, read_superblock, verify_identity};
+use twinblk_engine::metadata::search::{Trace, nearby};
 use twinblk_engine::metadata::superblock::Superblock;
 
 /// Bytes of data per bit of the bitmap.
 const BITMAP_BLOCK: u32 = 4096;
+
+/// Bytes before the end of a disk that are searched for metadata of the time before it grew.
+const SEARCHED: u64 = 1 << 30;
 
 /// What was done to one volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,8 +110,10 @@ fn plan(volume: &Volume, slots: u8, force: bool) -> Result<Plan, CliError> {
             let meta = open_exclusive(path, &show_bytes(needed.next_multiple_of(1 << 20)))?;
             // A regular file grows as it is written.
             let is_file = meta.file.metadata().is_ok_and(|m| m.is_file());
-            let limit = (!is_file).then_some(meta.size);
-            let layout = Layout::external(disk.size, limit, BITMAP_BLOCK, slots);
+            if !is_file && meta.size < needed {
+                return Err(meta_too_small(&meta, &disk, needed, slots));
+            }
+            let layout = Layout::external(disk.size, None, BITMAP_BLOCK, slots);
             (Some(meta), layout)
         }
     };
@@ -139,13 +143,14 @@ fn look(target: &Disk, layout: &Layout, force: bool) -> Result<Vec<String>, CliE
 }
 
 /// Metadata of ours, whatever they belong to.
-fn old_metadata(target: &Disk) -> Option<CliError> {
+pub(super) fn old_metadata(target: &Disk) -> Option<CliError> {
     let shown = target.path.display();
     for placement in [Placement::Internal, Placement::External] {
         let what = match read_superblock(&mut Device(&target.file), target.size, placement) {
             Ok((superblock, _)) => format!("twinblk metadata of {}", owner(&superblock)),
             Err(OpenError::BothDamaged(..)) => "damaged twinblk metadata".to_owned(),
             Err(OpenError::NewerVersion { .. }) => "metadata of a newer twinblk".to_owned(),
+            Err(OpenError::OlderVersion { .. }) => "metadata of an older twinblk".to_owned(),
             Err(_) => continue,
         };
         return Some(CliError::new(
@@ -155,7 +160,28 @@ fn old_metadata(target: &Disk) -> Option<CliError> {
              counts as never synchronised and needs a full sync",
         ));
     }
-    None
+    displaced_metadata(target)
+}
+
+/// Metadata of ours that are not at the end because the disk has grown.
+fn displaced_metadata(target: &Disk) -> Option<CliError> {
+    let Some(Trace::Superblock(superblock)) =
+        nearby(&mut Device(&target.file), target.size, SEARCHED)
+    else {
+        return None;
+    };
+    Some(CliError::new(
+        Code::Metadata,
+        format!(
+            "{} holds twinblk metadata of {}, where its end was before it grew from {} to {} bytes",
+            target.path.display(),
+            owner(&superblock),
+            superblock.layout.disk_size,
+            target.size
+        ),
+        "`twinblk move-md` moves them to the end, and nothing is lost. `create-md --force` makes new \
+         ones: this copy then counts as never synchronised and needs a full sync",
+    ))
 }
 
 /// Whose metadata they are.
@@ -217,6 +243,27 @@ fn too_small(disk: &Disk, error: &LayoutError) -> CliError {
         Code::Metadata,
         format!("{}: {error}", disk.path.display()),
         next,
+    )
+}
+
+/// A device for external metadata that has no room for them.
+pub(super) fn meta_too_small(meta: &Disk, disk: &Disk, needed: u64, slots: u8) -> CliError {
+    CliError::new(
+        Code::Metadata,
+        format!(
+            "{} has {} bytes: too small for the metadata of {}, which need {needed} bytes ({}; for {} \
+             bytes of data and {slots} peer{})",
+            meta.path.display(),
+            meta.size,
+            disk.path.display(),
+            size(needed),
+            disk.size,
+            if slots == 1 { "" } else { "s" }
+        ),
+        format!(
+            "give meta-disk a device of {} or more, or a file, which grows as needed",
+            show_bytes(needed.next_multiple_of(1 << 20))
+        ),
     )
 }
 
@@ -290,18 +337,6 @@ fn random() -> u64 {
         let _ = file.read_exact(&mut bytes);
     }
     u64::from_le_bytes(bytes) | 1
-}
-
-/// A file or block device, for the readers of metadata.
-#[derive(Debug)]
-pub(super) struct Device<'f>(pub(super) &'f File);
-
-impl ReadAt for Device<'_> {
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        self.0.read_exact_at(buf, offset).map_err(|e| ReadError {
-            errno: e.raw_os_error().unwrap_or(libc::EIO),
-        })
-    }
 }
 
 fn report(resource: &Resource, created: &[Created]) -> String {

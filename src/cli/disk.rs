@@ -1,14 +1,18 @@
-//! Opening a disk for `create-md` and `dump-md`, under the lock that a daemon holds while it uses
-//! the disk.
+//! Opening the disks of a volume for the verbs that work on metadata without a daemon, under the
+//! lock that a daemon holds while it uses the disk.
 
 use super::exit::{CliError, Code};
+use crate::config::{MetaDisk, Volume};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use twinblk_engine::metadata::image::{Image, Step};
+use twinblk_engine::metadata::layout::Placement;
+use twinblk_engine::metadata::open::{OpenError, ReadAt, ReadError};
 
 /// How long to wait for the lock of a process that is just ending: a child it started may hold it for
 /// a moment longer.
@@ -35,7 +39,20 @@ pub(super) fn open_exclusive(path: &Path, size: &str) -> Result<Disk, CliError> 
         // The kernel refuses this while the device is mounted or otherwise claimed.
         options.custom_flags(libc::O_EXCL);
     }
-    let file = options.open(path).map_err(|e| not_opened(path, &e))?;
+    lock(path, options.open(path).map_err(|e| not_opened(path, &e))?)
+}
+
+/// Opens a disk to look at it while nobody writes to it.
+pub(super) fn open_at_rest(path: &Path) -> Result<Disk, CliError> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    if kind(path)?.is_block_device() {
+        options.custom_flags(libc::O_EXCL);
+    }
+    lock(path, options.open(path).map_err(|e| not_opened(path, &e))?)
+}
+
+fn lock(path: &Path, file: File) -> Result<Disk, CliError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -53,13 +70,19 @@ pub(super) fn open_exclusive(path: &Path, size: &str) -> Result<Disk, CliError> 
 
 /// Opens a disk to look at it. It may be in use.
 pub(super) fn open_to_read(path: &Path) -> Result<Disk, CliError> {
-    kind(path)?;
+    let kind = kind(path)?;
     let file = File::open(path).map_err(|e| not_opened(path, &e))?;
-    // Asking by taking the lock would keep out a daemon that starts at this moment.
-    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    let in_use = file
-        .metadata()
-        .is_ok_and(|meta| is_locked(&locks, meta.dev(), meta.ino()));
+    let in_use = if kind.is_block_device() {
+        // There is no way to ask but to claim it, for a moment that a daemon would wait.
+        let mut options = OpenOptions::new();
+        let claim = options.read(true).custom_flags(libc::O_EXCL).open(path);
+        claim.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+    } else {
+        // Asking by taking the lock would keep out a daemon that starts at this moment.
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        file.metadata()
+            .is_ok_and(|meta| is_locked(&locks, meta.dev(), meta.ino()))
+    };
     finish(path, file, !in_use)
 }
 
@@ -71,6 +94,76 @@ fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
         let words: Vec<&str> = line.split_whitespace().collect();
         words.contains(&"FLOCK") && words.contains(&"WRITE") && words.contains(&wanted.as_str())
     })
+}
+
+/// The disk of a volume and, when the metadata are external, the one they are on.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) disk: Disk,
+    pub(super) meta: Option<Disk>,
+}
+
+impl Place {
+    /// Opens both, each by `open`.
+    pub(super) fn open(
+        volume: &Volume,
+        open: impl Fn(&Path) -> Result<Disk, CliError>,
+    ) -> Result<Self, CliError> {
+        let disk = open(&volume.disk)?;
+        let meta = match &volume.meta {
+            MetaDisk::Internal => None,
+            MetaDisk::External(path) => Some(open(path)?),
+        };
+        Ok(Self { disk, meta })
+    }
+
+    /// Where the metadata are.
+    pub(super) fn target(&self) -> &Disk {
+        self.meta.as_ref().unwrap_or(&self.disk)
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        match self.meta {
+            None => Placement::Internal,
+            Some(_) => Placement::External,
+        }
+    }
+
+    /// Reads all metadata, and tells what was wrong with them.
+    pub(super) fn read(&self) -> Result<(Image, Vec<String>), OpenError> {
+        let target = self.target();
+        let mut device = Device(&target.file);
+        Image::read(&mut device, target.size, self.disk.size, self.placement())
+    }
+}
+
+impl Disk {
+    /// The same disk as it is now: a file may have got longer.
+    pub(super) fn again(&self) -> Result<Self, CliError> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|e| not_opened(&self.path, &e))?;
+        finish(&self.path, file, self.exclusive)
+    }
+
+    /// Carries out a step of writing metadata.
+    pub(super) fn step(&self, step: Step<'_>) -> std::io::Result<()> {
+        match step {
+            Step::Write(offset, data) => self.file.write_all_at(data, offset),
+            Step::Flush => self.file.sync_all(),
+        }
+    }
+}
+
+/// A file or block device, for the readers of metadata.
+#[derive(Debug)]
+pub(super) struct Device<'f>(pub(super) &'f File);
+
+impl ReadAt for Device<'_> {
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.0.read_exact_at(buf, offset).map_err(|e| ReadError {
+            errno: e.raw_os_error().unwrap_or(libc::EIO),
+        })
+    }
 }
 
 fn finish(path: &Path, mut file: File, exclusive: bool) -> Result<Disk, CliError> {

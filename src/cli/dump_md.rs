@@ -1,20 +1,23 @@
 //! `dump-md`: what the metadata of this node's volumes say, for people and as JSON.
 
 use super::args::DumpMd;
-use super::create_md::{Device, names, owner};
-use super::disk::open_to_read;
+use super::create_md::{names, owner};
+use super::disk::{Device, Place, open_to_read};
 use super::exit::{CliError, Code};
-use super::human::size;
+use super::human::{size, timestamp};
+use super::md_json::Metadata;
 use super::print;
-use crate::config::{self, MetaDisk, Resource};
+use crate::config::{self, Resource};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 use twinblk_engine::ids::{NodeId, VolumeId};
 use twinblk_engine::metadata::UUID_JUST_CREATED;
 use twinblk_engine::metadata::check::{Finding, check};
+use twinblk_engine::metadata::image::Image;
 use twinblk_engine::metadata::layout::Placement;
-use twinblk_engine::metadata::open::{OpenError, Recovered, open, verify_identity};
+use twinblk_engine::metadata::open::{OpenError, verify_identity};
 use twinblk_engine::metadata::superblock::PeerFlags;
 
 /// What was found for one volume.
@@ -27,8 +30,8 @@ pub(super) struct Looked {
     meta: PathBuf,
     placement: Placement,
     in_use: bool,
-    findings: Vec<Finding>,
-    opened: Result<Recovered, OpenError>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) opened: Result<Image, OpenError>,
 }
 
 /// Runs the verb.
@@ -71,27 +74,31 @@ pub(super) fn look(
 }
 
 fn look_at(resource: &Resource, volume: &config::Volume) -> Result<Looked, CliError> {
-    let disk = open_to_read(&volume.disk)?;
-    let (meta, placement) = match &volume.meta {
-        MetaDisk::Internal => (None, Placement::Internal),
-        MetaDisk::External(path) => (Some(open_to_read(path)?), Placement::External),
-    };
-    let target = meta.as_ref().unwrap_or(&disk);
+    Ok(look_into(
+        resource,
+        volume,
+        &Place::open(volume, open_to_read)?,
+    ))
+}
+
+/// The same with disks that are open already.
+pub(super) fn look_into(resource: &Resource, volume: &config::Volume, place: &Place) -> Looked {
+    let (target, placement) = (place.target(), place.placement());
     let mut device = Device(&target.file);
-    Ok(Looked {
+    Looked {
         resource: resource.clone(),
         volume: volume.number,
-        findings: check(&mut device, target.size, disk.size, placement),
-        opened: open(&mut device, target.size, disk.size, placement),
+        findings: check(&mut device, target.size, place.disk.size, placement),
+        opened: place.read().map(|(image, _)| image),
         meta: target.path.clone(),
-        in_use: !(disk.exclusive && target.exclusive),
-        disk: disk.path,
+        in_use: !(place.disk.exclusive && target.exclusive),
+        disk: place.disk.path.clone(),
         placement,
-    })
+    }
 }
 
 /// What is wrong, if anything is.
-fn verdict(looked: &Looked) -> Option<CliError> {
+pub(super) fn verdict(looked: &Looked) -> Option<CliError> {
     let name = &looked.resource.name;
     let shown = looked.meta.display();
     let wrong = |what: String, next: &str| {
@@ -109,9 +116,13 @@ fn verdict(looked: &Looked) -> Option<CliError> {
         Err(error) => {
             let next = match error {
                 OpenError::NoMetadata => "see that the disk and meta-disk configured are right",
+                OpenError::NotItsOwn { .. } => {
+                    "`create-md --force` makes new ones; the data then need a full sync from the peer"
+                }
                 OpenError::Placement(_) => "correct meta-disk in the configuration",
                 OpenError::BothDamaged(..) => {
-                    "`create-md --force` makes new ones; the data then need a full sync from the peer"
+                    "`restore-md` puts a dump back; `create-md --force` makes new ones, and the data then \
+                     need a full sync from the peer"
                 }
                 _ => "",
             };
@@ -119,7 +130,7 @@ fn verdict(looked: &Looked) -> Option<CliError> {
         }
         Ok(Err(error)) => wrong(error.to_string(), "correct `disk` in the configuration"),
         Ok(Ok(())) => match looked.findings.iter().find(|f| f.wrong) {
-            Some(finding) => wrong(finding.text.clone(), "`up` repairs what can be repaired"),
+            Some(finding) => wrong(finding.text.clone(), finding.next),
             None => None,
         },
     }
@@ -147,8 +158,8 @@ fn write_text(out: &mut String, looked: &Looked) -> std::fmt::Result {
     if looked.in_use {
         writeln!(out, "  the disk is in use: what is shown may be in motion")?;
     }
-    if let Ok(recovered) = &looked.opened {
-        write_superblock(out, looked, recovered)?;
+    if let Ok(image) = &looked.opened {
+        write_superblock(out, looked, image)?;
     }
     for finding in &looked.findings {
         writeln!(
@@ -161,8 +172,8 @@ fn write_text(out: &mut String, looked: &Looked) -> std::fmt::Result {
     Ok(())
 }
 
-fn write_superblock(out: &mut String, looked: &Looked, r: &Recovered) -> std::fmt::Result {
-    let (sb, layout) = (&r.superblock, &r.layout);
+fn write_superblock(out: &mut String, looked: &Looked, r: &Image) -> std::fmt::Result {
+    let (sb, layout) = (&r.superblock, &r.superblock.layout);
     writeln!(out, "  {}, device {:016x}", owner(sb), sb.device_uuid)?;
     let agreed = match sb.agreed_size {
         0 => "not agreed with a peer yet".to_owned(),
@@ -248,20 +259,19 @@ fn uuid(uuid: u64) -> String {
     format!("{uuid:016x}{note}")
 }
 
-/// As JSON; documented in `docs/commands.md`.
+/// As JSON; documented in `docs/formats.md`.
 pub(super) fn json(looked: &Looked) -> Value {
-    let metadata = looked
-        .opened
-        .as_ref()
-        .map(superblock_json)
-        .unwrap_or(Value::Null);
+    let metadata = looked.opened.as_ref().ok().map(Metadata::of);
     let wrong: Vec<&str> = looked
         .findings
         .iter()
         .filter(|f| f.wrong)
         .map(|f| f.text.as_str())
         .collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
     json!({
+        "taken": timestamp(now),
         "resource": looked.resource.name,
         "volume": looked.volume,
         "node": looked.resource.me.name,
@@ -272,44 +282,5 @@ pub(super) fn json(looked: &Looked) -> Value {
         "error": verdict(looked).map(|e| e.what),
         "wrong": wrong,
         "metadata": metadata,
-    })
-}
-
-fn superblock_json(r: &Recovered) -> Value {
-    let (sb, layout) = (&r.superblock, &r.layout);
-    let hex = |uuid: u64| format!("{uuid:016x}");
-    let peers: Vec<Value> = (0u8..)
-        .zip(&sb.peers)
-        .filter_map(|(id, peer)| {
-            let slot = peer.slot?;
-            let bits = r
-                .bitmaps
-                .get(usize::from(slot))
-                .map_or(0, |b| b.count_set());
-            Some(json!({
-                "node_id": id,
-                "slot": slot,
-                "bitmap_uuid": hex(peer.bitmap),
-                "bits_set": bits,
-                "flags": peer.flags.names().collect::<Vec<_>>(),
-            }))
-        })
-        .collect();
-    json!({
-        "resource": sb.resource,
-        "volume": sb.volume.0,
-        "node_id": sb.node.0,
-        "sequence": sb.sequence,
-        "device_uuid": hex(sb.device_uuid),
-        "current_uuid": hex(sb.current),
-        "history_uuids": sb.history.iter().filter(|u| **u != 0).map(|u| hex(*u)).collect::<Vec<_>>(),
-        "flags": sb.flags.names().collect::<Vec<_>>(),
-        "agreed_size": sb.agreed_size,
-        "data_size": layout.data_size,
-        "disk_size": layout.disk_size,
-        "block_size": sb.block_size,
-        "bitmap_block": layout.bitmap_block,
-        "slots": layout.slots,
-        "peers": peers,
     })
 }

@@ -1,7 +1,8 @@
-//! The command line: one verb, one function. Verbs that need no daemon are in [`create_md`],
-//! [`dump_md`] and [`demo`]; all others ask the daemon through [`client`].
+//! The command line: one verb, one function. Verbs that need no daemon are in the files
+//! `*_md.rs` and in [`demo`]; all others ask the daemon through [`client`].
 
 mod args;
+mod check_md;
 mod client;
 mod create_md;
 mod daemon;
@@ -16,7 +17,12 @@ mod exit;
 #[cfg(test)]
 mod fake_daemon;
 mod human;
+#[cfg(test)]
+mod md_bench;
+mod md_json;
+mod move_md;
 mod orders;
+mod restore_md;
 mod show;
 mod signatures;
 mod status_text;
@@ -58,6 +64,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
     match &cli.verb {
         Verb::CreateMd(args) => return create_md::run(args),
         Verb::DumpMd(args) => return dump_md::run(args),
+        Verb::RestoreMd(args) => return restore_md::run(args),
+        Verb::CheckMd(args) => return check_md::run(args),
+        Verb::MoveMd(args) => return move_md::run(args),
         Verb::Dump {
             resource,
             local:

@@ -99,7 +99,8 @@ impl Resource {
             let text = if created {
                 "just created: never synchronised"
             } else {
-                "a resync onto this disk was not finished, or its data were invalidated"
+                "a resync onto this disk was not finished, its data were invalidated, or its metadata \
+                 were restored from a dump"
             };
             (DiskState::Inconsistent, text)
         } else if !flags.contains(MdFlags::WAS_UP_TO_DATE) {

@@ -235,6 +235,28 @@ impl Bitmap {
 
 /// For tests and tools: the marked blocks as a list.
 impl Bitmap {
+    /// Every run of marked bits: the first, and how many.
+    pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            let first = self.next_set(at)?;
+            at = self.next_clear(first);
+            Some((first, at - first))
+        })
+    }
+
+    fn next_clear(&self, from: u64) -> u64 {
+        let mut at = from;
+        while at < self.bits {
+            let clear = !self.words[index(at)] >> (at % 64);
+            if clear != 0 {
+                return (at + u64::from(clear.trailing_zeros())).min(self.bits);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        self.bits
+    }
+
     /// Every marked bit.
     pub fn marked(&self) -> Vec<u64> {
         let mut list = vec![];
@@ -318,6 +340,14 @@ mod tests {
                 back.load_page(page as u64, words);
             }
             prop_assert_eq!(back.marked(), real.marked());
+            let mut from_runs = Bitmap::new(size, 4096);
+            let mut end = None;
+            for (first, count) in real.runs() {
+                prop_assert!(end.is_none_or(|e| e < first) && count > 0, "longest runs, in order");
+                end = Some(first + count);
+                from_runs.merge_run(first, count);
+            }
+            prop_assert_eq!(from_runs.marked(), real.marked());
         }
     }
 

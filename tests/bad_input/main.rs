@@ -11,6 +11,7 @@ mod crowds;
 mod daemons;
 mod disks;
 mod garbage;
+mod metadata;
 mod strangers;
 
 use harness::load::{History, Load, wait_for_writes};

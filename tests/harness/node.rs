@@ -145,7 +145,8 @@ impl Node {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(TWINBLK);
         command.args(args);
-        if matches!(args[0], "create-md" | "dump-md") {
+        // `create-md`, `dump-md` and the like.
+        if args[0].ends_with("-md") {
             command
                 .args(["--node", self.name, "--config"])
                 .arg(&self.config);

@@ -54,6 +54,13 @@ pub fn encode(slot: u8, page: u64, words: &[u64]) -> Box<[u8; BLOCK]> {
     block
 }
 
+/// Whether this is a whole page, of whatever slot.
+pub fn is_page(block: &[u8]) -> bool {
+    block.len() >= BLOCK
+        && get_u32(block, 0) == MAGIC
+        && get_u32(block, CRC_AT) == block_crc(&block[..BLOCK], CRC_AT)
+}
+
 /// Checks a page and yields its words.
 pub fn decode(block: &[u8], slot: u8, page: u64) -> Result<impl Iterator<Item = u64>, PageError> {
     if block.len() < BLOCK || get_u32(block, 0) != MAGIC {

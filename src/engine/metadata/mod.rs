@@ -5,8 +5,10 @@
 pub mod bitmap_pages;
 pub mod check;
 pub mod create;
+pub mod image;
 pub mod layout;
 pub mod open;
+pub mod search;
 pub mod superblock;
 
 /// Bytes of a metadata block.

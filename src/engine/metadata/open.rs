@@ -2,7 +2,7 @@
 
 use super::layout::{Layout, Placement};
 use super::superblock::{Superblock, SuperblockError, choose};
-use super::{BLOCK, BLOCK64, bitmap_pages};
+use super::{BLOCK, BLOCK64, bitmap_pages, search};
 use crate::bitmap::Bitmap;
 use crate::ids::{NodeId, VolumeId};
 use alloc::format;
@@ -45,10 +45,53 @@ pub struct Recovered {
 pub enum OpenError {
     /// No superblock anywhere it should be.
     #[error(
-        "no twinblk metadata found; create them with `twinblk create-md` (or, if the device was \
-         resized, note that internal metadata are looked for at its end)"
+        "no twinblk metadata found; create them with `twinblk create-md`, or put a dump back with \
+         `twinblk restore-md`. Or has the disk changed its size? Internal metadata are looked for at \
+         its end: `twinblk move-md` finds those of a disk that has grown"
     )]
     NoMetadata,
+    /// Internal metadata lie where the end of the disk was.
+    #[error(
+        "the disk has grown from {was} to {now} bytes, and its metadata (of resource {resource}) lie \
+         where its end was: `twinblk move-md {resource}` moves them; nothing is lost"
+    )]
+    Grown {
+        /// Whose they are.
+        resource: String,
+        /// Bytes then.
+        was: u64,
+        /// Bytes now.
+        now: u64,
+    },
+    /// Only the beginning of internal metadata is there.
+    #[error(
+        "the metadata are cut off: the disk seems to have shrunk, to {now} bytes. What lay behind \
+         that is lost: the superblocks and the end of the data. Give the disk its old size again and \
+         see whether they come back; else `twinblk create-md` and a full sync from the peer"
+    )]
+    CutOff {
+        /// Bytes now.
+        now: u64,
+    },
+    /// The bitmaps are where they belong and the superblocks are not.
+    #[error(
+        "both superblocks are gone, overwritten by something else; the bitmaps before them are still \
+         there. `twinblk restore-md` puts a dump back; else `twinblk create-md` and a full sync from \
+         the peer"
+    )]
+    Overwritten,
+    /// From an older program than can still be read.
+    #[error(
+        "metadata of format version {found}; this program reads {oldest} and newer: use the twinblk \
+         that wrote them, or overwrite them with `twinblk create-md --force`, after which this copy \
+         needs a full sync from the peer"
+    )]
+    OlderVersion {
+        /// Found.
+        found: u32,
+        /// Oldest that can be read.
+        oldest: u32,
+    },
     /// Both copies are there and broken.
     #[error("both superblocks are damaged: first: {0}; second: {1}")]
     BothDamaged(SuperblockError, SuperblockError),
@@ -64,12 +107,25 @@ pub enum OpenError {
     },
     /// The disk is smaller than the metadata say.
     #[error(
-        "the disk has {found} bytes, its metadata were made for {expected}: it has shrunk or is another disk"
+        "the disk has {found} bytes, its metadata were made for {expected}: it is another disk, or it \
+         has shrunk and the end of the data is lost. Give it its size again; else `twinblk create-md \
+         --force` and a full sync from the peer"
     )]
     DiskShrunk {
         /// Bytes now.
         found: u64,
         /// Bytes then.
+        expected: u64,
+    },
+    /// Internal metadata at the end of the disk that were made for a smaller one.
+    #[error(
+        "the metadata at the end of this disk of {found} bytes were made for one of {expected}: they \
+         were copied here from another disk"
+    )]
+    NotItsOwn {
+        /// Bytes of the disk.
+        found: u64,
+        /// Bytes they name.
         expected: u64,
     },
     /// The metadata say internal and the configuration external, or the reverse.
@@ -124,6 +180,10 @@ pub fn read_superblock(
             | (None, [_, SuperblockError::NewerVersion { found, known }]) => {
                 OpenError::NewerVersion { found, known }
             }
+            (None, [SuperblockError::OlderVersion { found, oldest }, _])
+            | (None, [_, SuperblockError::OlderVersion { found, oldest }]) => {
+                OpenError::OlderVersion { found, oldest }
+            }
             (None, [SuperblockError::Magic, SuperblockError::Magic]) => OpenError::NoMetadata,
             (None, [a, b]) => OpenError::BothDamaged(a, b),
         }),
@@ -137,7 +197,14 @@ pub fn open(
     disk_size: u64,
     placement: Placement,
 ) -> Result<Recovered, OpenError> {
-    let (superblock, mut warnings) = read_superblock(dev, meta_size, placement)?;
+    let (superblock, mut warnings) = match read_superblock(dev, meta_size, placement) {
+        Err(e @ (OpenError::NoMetadata | OpenError::BothDamaged(..)))
+            if placement == Placement::Internal =>
+        {
+            return Err(search::explain(dev, disk_size, e));
+        }
+        result => result?,
+    };
     let layout = superblock.layout.clone();
     if layout.placement != placement {
         return Err(OpenError::Placement(match layout.placement {
@@ -150,6 +217,9 @@ pub fn open(
             found: disk_size,
             expected: layout.disk_size,
         });
+    }
+    if placement == Placement::Internal && disk_size / BLOCK64 * BLOCK64 != layout.disk_size {
+        return Err(search::explain_stranger(dev, &superblock, disk_size));
     }
     let mut bitmaps = Vec::new();
     for slot in 0..layout.slots {

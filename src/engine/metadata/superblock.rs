@@ -167,6 +167,14 @@ pub enum SuperblockError {
         /// Newest known.
         known: u32,
     },
+    /// Written by an older program than this one can still read.
+    #[error("format version {found}; this program reads {oldest} and newer")]
+    OlderVersion {
+        /// Version found.
+        found: u32,
+        /// Oldest known.
+        oldest: u32,
+    },
     /// Whole, but its contents make no sense.
     #[error("contents out of range: {0}")]
     Invalid(&'static str),
@@ -232,8 +240,15 @@ impl Superblock {
             return Err(SuperblockError::Checksum);
         }
         let (found, known) = (get_u32(b, 8), u32::from(VERSION));
-        if found != known {
+        // Magic, version and checksum are at the same place in every version.
+        if found > known {
             return Err(SuperblockError::NewerVersion { found, known });
+        }
+        if found < known {
+            return Err(SuperblockError::OlderVersion {
+                found,
+                oldest: known,
+            });
         }
         let invalid = SuperblockError::Invalid;
         let len = usize::from(get_u16(b, 74));
@@ -425,17 +440,37 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_newer_format_is_left_alone() {
+    fn of_version(version: u32) -> Box<[u8; BLOCK]> {
         let mut block = sample(1).encode();
-        put(&mut block[..], 8, &99u32.to_le_bytes());
+        put(&mut block[..], 8, &version.to_le_bytes());
         let crc = block_crc(&block[..], CRC_AT);
         put(&mut block[..], CRC_AT, &crc.to_le_bytes());
+        block
+    }
+
+    #[test]
+    fn a_newer_format_is_left_alone() {
+        let block = of_version(99);
         let errors = choose(&block[..], &sample(2).encode()[..]).expect_err("newer");
         assert!(matches!(
             errors[0],
             SuperblockError::NewerVersion { found: 99, .. }
         ));
+        let errors = choose(&sample(2).encode()[..], &block[..]).expect_err("newer");
+        assert!(matches!(errors[1], SuperblockError::NewerVersion { .. }));
+    }
+
+    #[test]
+    fn an_older_format_is_called_by_its_name() {
+        let block = of_version(0);
+        let error = SuperblockError::OlderVersion {
+            found: 0,
+            oldest: 1,
+        };
+        assert_eq!(choose(&block[..], &block[..]), Err([error, error]));
+        // A copy of this version is the newer one: no older program touches such a disk.
+        let chosen = choose(&block[..], &sample(2).encode()[..]).expect("one is whole");
+        assert_eq!((chosen.from, chosen.other), (1, Some(error)));
     }
 
     proptest! {
