@@ -130,6 +130,19 @@ pub(crate) enum Verb {
         #[command(flatten)]
         peer: Peer,
     },
+    /// Compare both copies block by block, while the device is in use; what differs is marked.
+    Verify {
+        #[command(flatten)]
+        resource: Resource,
+        #[command(flatten)]
+        peer: Peer,
+        /// At the end copy what differs: from the Primary, or, without one, from this node.
+        #[arg(long)]
+        repair: bool,
+        /// End the verify that runs.
+        #[arg(long, conflicts_with = "repair")]
+        stop: bool,
+    },
     /// Start a new generation of the data.
     NewCurrentUuid {
         #[command(flatten)]

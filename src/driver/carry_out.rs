@@ -29,6 +29,22 @@ impl Turn {
                     volume,
                     offset,
                     len,
+                    digest: false,
+                });
+                self.start_waiting_reads();
+            }
+            Output::DiskDigest {
+                op,
+                volume,
+                offset,
+                len,
+            } => {
+                self.waiting_reads.push_back(WaitingRead {
+                    op,
+                    volume,
+                    offset,
+                    len,
+                    digest: true,
                 });
                 self.start_waiting_reads();
             }
@@ -171,10 +187,16 @@ impl Turn {
 
     /// The engine asked for something that cannot be: it gets an error like from a broken disk.
     fn refused(&mut self, purpose: Purpose, memory: Memory) {
-        let (Purpose::Data(op) | Purpose::DataWithBuffer(op) | Purpose::Meta(op)) = purpose;
         if let Memory::Pool(buf) = memory {
             self.core.pool.release(buf);
         }
+        let op = match purpose {
+            Purpose::Digest(op) => {
+                let result = Err(libc::EINVAL);
+                return self.core.inputs.push_back(Input::Digest { op, result });
+            }
+            Purpose::Data(op) | Purpose::DataWithBuffer(op) | Purpose::Meta(op) => op,
+        };
         let done = DiskDone {
             op,
             result: Err(libc::EINVAL),
@@ -196,22 +218,32 @@ impl Turn {
         while let Some(read) = self.waiting_reads.front() {
             let len = read.len as usize;
             if len > self.core.pool.largest(Class::Resync) {
-                let op = read.op;
+                let purpose = match read.digest {
+                    true => Purpose::Digest(read.op),
+                    false => Purpose::Data(read.op),
+                };
                 self.waiting_reads.pop_front();
-                self.refused(Purpose::Data(op), Memory::None);
+                self.refused(purpose, Memory::None);
                 continue;
             }
             let Some(buf) = self.core.pool.alloc(Class::Resync, len) else {
                 return;
             };
             let Some(WaitingRead {
-                op, volume, offset, ..
+                op,
+                volume,
+                offset,
+                digest,
+                ..
             }) = self.waiting_reads.pop_front()
             else {
                 return self.core.pool.release(buf);
             };
             let disk = self.io(volume).map(|io| Rc::clone(&io.data));
-            let purpose = Purpose::DataWithBuffer(op);
+            let purpose = match digest {
+                true => Purpose::Digest(op),
+                false => Purpose::DataWithBuffer(op),
+            };
             self.job(disk, purpose, Action::Read, Memory::Pool(buf), offset, len);
         }
     }

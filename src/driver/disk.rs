@@ -22,6 +22,7 @@ use std::rc::Rc;
 use twinblk_engine::ids::{BufId, OpId};
 use twinblk_engine::input::{DiskDone, Input};
 use twinblk_engine::output::ZeroMode;
+use twinblk_protocol::digest::digests;
 
 /// Zeroing more than this is left to a kernel worker even where everything else is done inline.
 const INLINE_ZERO: u64 = 16 << 20;
@@ -126,6 +127,8 @@ pub(crate) enum Purpose {
     Data(OpId),
     /// The engine, together with the buffer, which the driver provided.
     DataWithBuffer(OpId),
+    /// The engine: the digests of what was read; the buffer goes back.
+    Digest(OpId),
     /// The engine: an operation on metadata.
     Meta(OpId),
 }
@@ -271,6 +274,15 @@ pub(crate) fn finish(core: &mut Core, job: Job, result: Result<(), i32>) {
             if let Memory::Own(buf) = memory {
                 drop(ManuallyDrop::into_inner(buf));
             }
+            return;
+        }
+        Purpose::Digest(op) => {
+            let Memory::Pool(buf) = memory else {
+                unreachable!("a read has memory");
+            };
+            let result = result.map(|()| digests(core.pool.bytes(buf, len)).into());
+            core.pool.release(buf);
+            core.inputs.push_back(Input::Digest { op, result });
             return;
         }
         Purpose::Data(op) | Purpose::DataWithBuffer(op) => DiskDone {

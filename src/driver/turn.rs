@@ -47,6 +47,8 @@ pub(crate) struct WaitingRead {
     pub(crate) volume: VolumeId,
     pub(crate) offset: u64,
     pub(crate) len: u32,
+    /// Only the digests are wanted.
+    pub(crate) digest: bool,
 }
 
 /// Everything the thread owns. The ring comes first: it is closed before what it refers to.

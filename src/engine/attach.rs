@@ -289,6 +289,11 @@ impl Resource {
                         self.peer_change_done(p, v, tid);
                     }
                 }
+                Waiter::Repair(node, link) => {
+                    if self.live_peer(node, link).is_some() {
+                        self.repair_ready();
+                    }
+                }
                 Waiter::Renegotiate(id, text) => {
                     let flags = self.volumes[v].local.as_ref().map(|l| l.superblock.flags);
                     if flags.is_some_and(|f| f.contains(MdFlags::WAS_UP_TO_DATE)) {
@@ -355,6 +360,7 @@ impl Resource {
                     }
                 }
                 Waiter::Attached
+                | Waiter::Repair(..)
                 | Waiter::ResyncReady(..)
                 | Waiter::ResyncFinished(..)
                 | Waiter::ResyncAdopted(..) => {}

@@ -142,6 +142,14 @@ impl Resource {
                 }
             }
             Change::InvalidateMe => self.reply(p, tid, None),
+            Change::Verify {
+                run,
+                you_lead,
+                repair,
+            } => {
+                let refusal = self.consent_to_verify(p, *run, *you_lead, *repair);
+                self.reply(p, tid, refusal);
+            }
         }
     }
 
@@ -295,7 +303,15 @@ impl Resource {
                     self.commit(v, true, Some(Waiter::Renegotiate(id, text)));
                 }
             }
-            (AskedWhat::InvalidatePeer(id) | AskedWhat::DeclareEqual(id, _), Some(refusal)) => {
+            (AskedWhat::Verify(id, run, leads, repair), None) => {
+                self.verify_granted(p, id, run, leads, repair);
+            }
+            (
+                AskedWhat::InvalidatePeer(id)
+                | AskedWhat::DeclareEqual(id, _)
+                | AskedWhat::Verify(id, ..),
+                Some(refusal),
+            ) => {
                 self.done(id, Err(refusal));
             }
         }
@@ -355,6 +371,10 @@ impl Resource {
             AskedWhat::Promote => self.end_role_change(Err(refusal)),
             AskedWhat::Disconnect => self.leave(p),
             AskedWhat::InvalidatePeer(id) | AskedWhat::DeclareEqual(id, _) => {
+                self.done(id, Err(refusal));
+            }
+            AskedWhat::Verify(id, run, ..) => {
+                self.verify_given_up(p, run, text);
                 self.done(id, Err(refusal));
             }
         }

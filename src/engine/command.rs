@@ -36,6 +36,18 @@ pub enum Command {
         /// One peer, or the only one.
         peer: Option<NodeId>,
     },
+    /// Compare both copies block by block.
+    Verify {
+        /// One peer, or the only one.
+        peer: Option<NodeId>,
+        /// Copy what differs at the end.
+        repair: bool,
+    },
+    /// End a running verify.
+    VerifyStop {
+        /// One peer, or all.
+        peer: Option<NodeId>,
+    },
     /// Start a new generation.
     NewCurrentUuid {
         /// Both copies are declared equal: skip the initial sync.

@@ -91,6 +91,13 @@ pub enum Input {
     Client(ClientRequest),
     /// A read, write, zero or flush on the data disk ended.
     Disk(DiskDone),
+    /// The answer to [`crate::output::Output::DiskDigest`].
+    Digest {
+        /// The operation.
+        op: OpId,
+        /// [`twinblk_protocol::digest::digests`] of what was read, or the errno.
+        result: Result<Box<[u8]>, i32>,
+    },
     /// A metadata write or flush ended.
     Meta {
         /// The operation.

@@ -53,6 +53,8 @@ mod bitmap_exchange;
 mod connection;
 mod peer;
 mod resync;
+mod verify;
+mod verify_order;
 
 // States and orders.
 mod attach;

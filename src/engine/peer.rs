@@ -9,6 +9,7 @@ use crate::request::RequestKey;
 use crate::resync::Resync;
 use crate::time::Instant;
 use crate::transfer_log::TransferLog;
+use crate::verify::{Verify, is_verify};
 use alloc::string::String;
 use alloc::vec::Vec;
 use twinblk_protocol::control::{Facts, Params, Verdict};
@@ -77,6 +78,8 @@ pub(crate) enum AskedWhat {
     Disconnect,
     InvalidatePeer(CommandId),
     DeclareEqual(CommandId, u64),
+    /// Number of the verify, whether this side leads, whether it repairs.
+    Verify(CommandId, u64, bool, bool),
 }
 
 /// How far the start of a resync of one volume is.
@@ -104,6 +107,13 @@ pub(crate) struct PeerVolume {
     pub(crate) disk: DiskState,
     pub(crate) start: SyncStart,
     pub(crate) resync: Option<Resync>,
+    pub(crate) verify: Option<Verify>,
+    /// What came of the last verify, in words.
+    pub(crate) verified: Option<String>,
+    /// The verify that ended last on this link: frames of it may still be on their way.
+    pub(crate) ended_verify: Option<u64>,
+    /// The last verify found something that is to be repaired here.
+    pub(crate) repair_due: bool,
     /// The peer is known not to have our current generation. A bitmap UUID alone does not prove it:
     /// the end of a resync, or of a leftover, may not have reached the disk before a crash, and the
     /// peer may have our generation and may have gone on from it.
@@ -134,6 +144,8 @@ pub(crate) struct Peer {
     /// Flushes that wait for a barrier's ack: (epoch, request).
     pub(crate) flush_waiters: Vec<(u64, RequestKey)>,
     pub(crate) receiver: EpochReceiver,
+    /// Ranges the peer asked to have the digests of.
+    pub(crate) asked_ranges: usize,
 }
 
 impl Peer {
@@ -156,6 +168,10 @@ impl Peer {
                     disk: DiskState::DUnknown,
                     start: SyncStart::default(),
                     resync: None,
+                    verify: None,
+                    verified: None,
+                    ended_verify: None,
+                    repair_due: false,
                     lacks_current: false,
                 })
                 .collect(),
@@ -166,15 +182,18 @@ impl Peer {
             log: TransferLog::default(),
             flush_waiters: Vec::new(),
             receiver: EpochReceiver::default(),
+            asked_ranges: 0,
         }
     }
 
     /// Whether writes of this volume are sent to the peer now (otherwise they set bits).
     pub(crate) fn receives(&self, volume: usize) -> bool {
-        matches!(
-            self.volumes[volume].replication,
+        let state = self.volumes[volume].replication;
+        (matches!(
+            state,
             ReplState::Established | ReplState::SyncSource | ReplState::PausedSyncS
-        ) && self.link.as_ref().is_some_and(|l| l.phase == Phase::Agreed)
+        ) || is_verify(state))
+            && self.link.as_ref().is_some_and(|l| l.phase == Phase::Agreed)
             && self.volumes[volume].disk >= DiskState::Inconsistent
             && self.volumes[volume].disk != DiskState::DUnknown
     }

@@ -20,7 +20,7 @@ use twinblk_protocol::frame::{Header, Kind, flags};
 /// Names a [`PeerRequest`].
 pub(crate) type PeerRequestKey = Key<PeerRequest>;
 
-/// A write that came from a peer.
+/// A write that came from a peer, or its question for the digests of a range.
 #[derive(Debug)]
 pub(crate) struct PeerRequest {
     /// Index of the peer.
@@ -98,7 +98,7 @@ impl Resource {
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
         let allowed = match state {
             ReplState::SyncTarget | ReplState::PausedSyncT => true,
-            ReplState::Established => !resync,
+            ReplState::Established | ReplState::VerifyS | ReplState::VerifyT => !resync,
             _ => false,
         };
         if !allowed || !self.peers[peer].is_agreed() {
@@ -130,16 +130,18 @@ impl Resource {
         Ok(())
     }
 
-    fn lock_peer_write(&mut self, key: PeerRequestKey) {
+    pub(crate) fn lock_peer_write(&mut self, key: PeerRequestKey) {
         let Some(r) = self.peer_requests.get(key) else {
             return;
         };
         let (volume, offset, size) = (r.volume, r.header.offset, r.header.size);
+        let mode = if r.header.kind == Kind::VerifyAsk {
+            Mode::Shared
+        } else {
+            Mode::Exclusive
+        };
         let owner = LockOwner::Peer(key);
-        match self.volumes[volume]
-            .lock
-            .acquire(offset, size, Mode::Exclusive, owner)
-        {
+        match self.volumes[volume].lock.acquire(offset, size, mode, owner) {
             Acquired::Granted(lock) => self.start_peer_write(key, lock),
             Acquired::Waiting(_) => {}
         }
@@ -152,6 +154,9 @@ impl Resource {
             return;
         };
         r.lock = Some(lock);
+        if r.header.kind == Kind::VerifyAsk {
+            return self.read_asked(key);
+        }
         if self.volumes[r.volume].disk == DiskState::Failed {
             return self.doomed.push_back(key);
         }

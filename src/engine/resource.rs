@@ -16,6 +16,7 @@ use crate::rng::Rng;
 use crate::role::RoleChange;
 use crate::slots::{Key, Slots};
 use crate::time::Instant;
+use crate::verify::{Range, RangeKey};
 use crate::volume::{LockOwner, Volume};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
@@ -32,6 +33,9 @@ pub(crate) enum Op {
     /// Flush of a peer's epoch (peer index, volume).
     EpochFlush(usize, VolumeId),
     ResyncRead(ChunkKey),
+    /// Digests of a range this side compares, and of one the peer asked for.
+    VerifyRead(RangeKey),
+    PeerDigest(PeerRequestKey),
     /// Flush of a volume's data when it is attached (by index).
     AttachFlush(usize),
     DemoteFlush,
@@ -71,6 +75,7 @@ pub struct Resource {
     pub(crate) requests: Slots<Request>,
     pub(crate) peer_requests: Slots<PeerRequest>,
     pub(crate) chunks: Slots<Chunk>,
+    pub(crate) ranges: Slots<Range>,
     pub(crate) ops: Slots<Op>,
     /// Writes that hold their range and wait for the gate, in order of arrival.
     pub(crate) gated: VecDeque<RequestKey>,
@@ -112,6 +117,7 @@ impl Resource {
             requests: Slots::default(),
             peer_requests: Slots::default(),
             chunks: Slots::default(),
+            ranges: Slots::default(),
             ops: Slots::default(),
             gated: VecDeque::new(),
             held: Vec::new(),
@@ -146,6 +152,11 @@ impl Resource {
             }
             Input::Client(request) => self.client_request(request),
             Input::Disk(done) => self.disk_done(done),
+            Input::Digest { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
+                Some(Op::VerifyRead(key)) => self.range_read(key, result),
+                Some(Op::PeerDigest(key)) => self.asked_read(key, result),
+                _ => {}
+            },
             Input::Meta { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
                 Some(Op::MetaPage(v)) => self.meta_page_done(v, result),
                 Some(Op::MetaFlush(v)) => self.meta_flush_done(v, result),
@@ -211,6 +222,7 @@ impl Resource {
             self.try_adopt(p);
             self.resync_checkpoint(p);
             self.pump_resync(p);
+            self.pump_verify(p);
         }
         self.try_send_facts();
         self.run_waiting_commands();
@@ -230,7 +242,14 @@ impl Resource {
             Some(Op::ResyncRead(key)) => self.chunk_read(key, done.result, done.zero, done.buf),
             Some(Op::AttachFlush(v)) => self.attach_flushed(v, done.result),
             Some(Op::DemoteFlush) => self.demote_flushed(done.result),
-            Some(Op::MetaPage(_) | Op::MetaFlush(_) | Op::MetaSuperblock(_)) | None => {}
+            Some(
+                Op::VerifyRead(_)
+                | Op::PeerDigest(_)
+                | Op::MetaPage(_)
+                | Op::MetaFlush(_)
+                | Op::MetaSuperblock(_),
+            )
+            | None => {}
         }
     }
 
@@ -260,6 +279,16 @@ impl Resource {
                 Some(v) => self.resync_finished_ack_received(p, v, current),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
+            Message::VerifyFinished {
+                volume: n,
+                run,
+                checked,
+                different,
+            } => match volume(self, n) {
+                Some(v) => self.verify_finished_received(p, v, run, checked, different),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::VerifyEnded { run, reason } => self.verify_ended_received(p, run, &reason),
             Message::NewCurrentUuid { .. }
             | Message::NewCurrentUuidAck { .. }
             | Message::ResyncPause { .. } => {
@@ -277,6 +306,7 @@ impl Resource {
                     self.link_deadline(p),
                     self.orders_deadline(p),
                     self.resync_deadline(p),
+                    self.verify_deadline(p),
                 ]
             })
             .flatten()
@@ -331,6 +361,7 @@ impl Resource {
                 LockOwner::Client(key) => self.gated.push_back(key),
                 LockOwner::Peer(key) => self.start_peer_write(key, lock),
                 LockOwner::Resync(key) => self.read_chunk(key, lock),
+                LockOwner::Verify(key) => self.read_range(key, lock),
             }
         }
         self.granted = granted;

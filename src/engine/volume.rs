@@ -12,6 +12,7 @@ use crate::peer_request::PeerRequestKey;
 use crate::request::RequestKey;
 use crate::resync::ChunkKey;
 use crate::time::Instant;
+use crate::verify::RangeKey;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -24,6 +25,8 @@ pub(crate) enum LockOwner {
     Peer(PeerRequestKey),
     /// A resync read.
     Resync(ChunkKey),
+    /// A range that is compared.
+    Verify(RangeKey),
 }
 
 /// What is to be done when a metadata commit is stable.
@@ -47,6 +50,8 @@ pub(crate) enum Waiter {
     ResyncAdopted(NodeId, u64),
     /// A change a peer asked for is on the disk: answer yes (link number, transaction).
     PeerChange(NodeId, u64, u64),
+    /// That this copy is to be repaired is on the disk (link number).
+    Repair(NodeId, u64),
     /// A change of our own is on the disk: finish the command and talk to the peers anew.
     Renegotiate(CommandId, &'static str),
 }

@@ -15,3 +15,4 @@ mod primary_killed;
 mod roles;
 mod secondary_killed;
 mod split_brain;
+mod verify;

@@ -206,11 +206,16 @@ impl World {
                 dry_run: true,
             },
             66..=71 => Command::Invalidate,
-            72..=77 => Command::InvalidateRemote { peer: None },
-            78..=80 => Command::NewCurrentUuid {
+            72..=76 => Command::InvalidateRemote { peer: None },
+            77..=78 => Command::NewCurrentUuid {
                 clear_bitmap: self.admin.rng.per_mille(700),
             },
-            81..=88 => Command::SetOptions(Box::new(self.some_options())),
+            79..=85 => Command::Verify {
+                peer: None,
+                repair: self.admin.rng.per_mille(500),
+            },
+            86 => Command::VerifyStop { peer: None },
+            87..=91 => Command::SetOptions(Box::new(self.some_options())),
             _ => Command::Stop {
                 force: self.admin.rng.per_mille(700),
             },
@@ -433,6 +438,9 @@ fn word(command: &Command) -> &'static str {
         Command::Disconnect { .. } => "disconnect",
         Command::Invalidate => "invalidate",
         Command::InvalidateRemote { .. } => "invalidate-remote",
+        Command::Verify { repair: false, .. } => "verify",
+        Command::Verify { repair: true, .. } => "verify --repair",
+        Command::VerifyStop { .. } => "verify --stop",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
         Command::SetOptions(_) => "adjust",
         Command::Stop { .. } => "down",

@@ -7,11 +7,22 @@ use crate::world::{Due, World};
 use twinblk_engine::ids::{BufId, OpId};
 use twinblk_engine::input::{DiskDone, Input};
 use twinblk_engine::output::{Output, SendBody};
+use twinblk_protocol::digest::{DIGEST_BLOCK, digests};
 
 const EIO: i32 = 5;
 
 fn sector(offset: u64) -> usize {
     usize::try_from(offset / SECTOR).expect("small")
+}
+
+/// What stands for the digests of real blocks.
+fn digests_of(content: &[Stamp]) -> Box<[u8]> {
+    let mut all = Vec::new();
+    for block in content.chunks(DIGEST_BLOCK / 512) {
+        let bytes: Vec<u8> = block.iter().flat_map(|s| s.to_le_bytes()).collect();
+        all.extend_from_slice(&digests(&bytes));
+    }
+    all.into_boxed_slice()
 }
 
 impl World {
@@ -28,6 +39,12 @@ impl World {
                 let (first, count) = (sector(offset), sector(len.into()));
                 let buf = buf.map(|b| b.0);
                 self.start_op(n, op, Op::Read { first, count, buf });
+            }
+            Output::DiskDigest {
+                op, offset, len, ..
+            } => {
+                let (first, count) = (sector(offset), sector(len.into()));
+                self.start_op(n, op, Op::Digest { first, count });
             }
             Output::DiskWrite {
                 op,
@@ -137,6 +154,11 @@ impl World {
                 trace.mix(*offset);
                 trace.mix(u64::from(*len));
             }
+            Output::DiskDigest { offset, len, .. } => {
+                trace.mix(10);
+                trace.mix(*offset);
+                trace.mix(u64::from(*len));
+            }
             Output::DiskWrite { offset, len, .. } => {
                 trace.mix(2);
                 trace.mix(*offset);
@@ -206,7 +228,7 @@ impl World {
         let faults = &mut self.nodes[n].faults;
         let fails = faults.dead
             || match op {
-                Op::Read { .. } => core::mem::take(&mut faults.read),
+                Op::Read { .. } | Op::Digest { .. } => core::mem::take(&mut faults.read),
                 Op::Write { .. } => core::mem::take(&mut faults.write),
                 Op::Flush => core::mem::take(&mut faults.flush),
                 Op::MetaWrite { .. } | Op::MetaFlush => core::mem::take(&mut faults.meta),
@@ -225,6 +247,7 @@ impl World {
         self.trace.line(self.now, || {
             let what = match &op {
                 Op::Read { first, count, .. } => format!("read {first}+{count}"),
+                Op::Digest { first, count } => format!("digests {first}+{count}"),
                 Op::Write { first, content, .. } => format!("write {first}+{}", content.len()),
                 Op::Flush => "flush".to_owned(),
                 Op::MetaWrite { offset, bytes, fua } => {
@@ -258,6 +281,13 @@ impl World {
                     None => done.buf = Some(BufId(node.new_buf(content))),
                 }
                 Input::Disk(done)
+            }
+            Op::Digest { first, count } => {
+                let all = result.map(|()| digests_of(&node.disk.data()[first..first + count]));
+                Input::Digest {
+                    op: OpId(number),
+                    result: all,
+                }
             }
             Op::Write {
                 first,

@@ -98,7 +98,12 @@ impl World {
                     .any(|r| r.node == a || r.node == b)
                     || !self.link_is_whole_and_empty(a, b);
                 if !busy && self.nodes[a].disk.data() != self.nodes[b].disk.data() {
-                    let differ = self.difference(a, b);
+                    let mut differ = self.difference(a, b);
+                    let rotten = |s| [a, b].iter().any(|&n| self.rotten.contains(&(n, s)));
+                    differ.retain(|&s| !rotten(s));
+                    if differ.is_empty() {
+                        continue;
+                    }
                     let text = format!(
                         "{} and {} call each other UpToDate and differ in sectors {differ:?}",
                         name(a),

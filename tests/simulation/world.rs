@@ -11,7 +11,7 @@ use crate::plan::{Fault, Plan, SECOND};
 use crate::rng::Rng;
 use crate::trace::Trace;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use twinblk_engine::ids::NodeId;
 use twinblk_engine::input::Input;
 use twinblk_engine::output::Output;
@@ -83,6 +83,8 @@ pub struct World {
     pub trace: Trace,
     /// The first broken promise.
     pub violation: Option<Violation>,
+    /// Sectors of copies (node, sector) that changed by themselves.
+    pub rotten: BTreeSet<(usize, usize)>,
     /// Disturbances are over: everything has to heal.
     pub ending: bool,
     /// Disturbances so far.
@@ -113,6 +115,7 @@ impl World {
             oracle: Oracle::new(plan.nodes, sectors),
             trace: Trace::default(),
             violation: None,
+            rotten: BTreeSet::new(),
             ending: false,
             disturbances: 0,
             disk_rng: Rng::stream(plan.seed, 2),

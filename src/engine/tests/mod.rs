@@ -6,3 +6,4 @@ mod disk_errors;
 mod pair;
 mod random;
 mod scenarios;
+mod verify;

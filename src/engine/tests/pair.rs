@@ -8,7 +8,7 @@
 use crate::command::{Command, CommandResult};
 use crate::config::{NodeConfig, Options, ResourceConfig, VolumeConfig};
 use crate::event::{ConnState, DiskState, ReplState, Role};
-use crate::ids::{BufId, CommandId, NodeId, ReqTag, VolumeId};
+use crate::ids::{BufId, CommandId, NodeId, OpId, ReqTag, VolumeId};
 use crate::input::{Body, ClientRequest, DiskDone, Input, RequestKind};
 use crate::metadata::layout::Layout;
 use crate::metadata::open::{ReadAt, ReadError};
@@ -20,6 +20,7 @@ use crate::status::Status;
 use crate::time::{Duration, Instant};
 use std::collections::{BTreeMap, VecDeque};
 use twinblk_protocol::control::{Message, Protocol};
+use twinblk_protocol::digest::digests;
 use twinblk_protocol::frame::{Header, Kind};
 
 pub(crate) const DATA: u64 = 4 << 20;
@@ -98,8 +99,8 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
-    /// How many metadata and data operations succeed before some fail.
-    pub(crate) faults: [Option<Fault>; 2],
+    /// How many metadata, data and comparing operations succeed before some fail.
+    pub(crate) faults: [Option<Fault>; 3],
 }
 
 /// Operations that fail: after so many good ones, so many bad ones.
@@ -110,7 +111,7 @@ pub(crate) struct Fault {
 }
 
 impl Node {
-    /// Whether the next metadata (0) or data (1) operation works.
+    /// Whether the next metadata (0), data (1) or comparing (2) operation works.
     fn outcome(&mut self, kind: usize) -> Result<(), i32> {
         let Some(fault) = &mut self.faults[kind] else {
             return Ok(());
@@ -146,6 +147,16 @@ pub(crate) struct Pair {
     closing: [bool; 2],
     next_tag: u64,
     next_command: u64,
+}
+
+fn done(op: OpId, result: Result<(), i32>) -> Input {
+    let (zero, buf) = (false, None);
+    Input::Disk(DiskDone {
+        op,
+        result,
+        zero,
+        buf,
+    })
 }
 
 fn layout() -> Layout {
@@ -193,7 +204,7 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
-                faults: [None; 2],
+                faults: [None; 3],
             }
         };
         let options = Options {
@@ -351,6 +362,15 @@ impl Pair {
                 };
                 node.completions.push(Input::Disk(done));
             }
+            Output::DiskDigest {
+                op, offset, len, ..
+            } => {
+                let at = usize::try_from(offset).expect("small");
+                let bytes = &node.disk.now[at..at + len as usize];
+                let digests = digests(bytes).into_boxed_slice();
+                let result = node.outcome(2).map(|()| digests);
+                node.completions.push(Input::Digest { op, result });
+            }
             Output::DiskWrite {
                 op,
                 offset,
@@ -373,13 +393,7 @@ impl Pair {
                 if result.is_ok() {
                     node.disk.write(offset, &data, fua);
                 }
-                let done = DiskDone {
-                    op,
-                    result,
-                    zero: false,
-                    buf: None,
-                };
-                node.completions.push(Input::Disk(done));
+                node.completions.push(done(op, result));
             }
             Output::DiskZero {
                 op,
@@ -390,26 +404,14 @@ impl Pair {
             } => {
                 node.disk
                     .write(offset, &vec![0; usize::try_from(len).expect("small")], fua);
-                let done = DiskDone {
-                    op,
-                    result: Ok(()),
-                    zero: false,
-                    buf: None,
-                };
-                node.completions.push(Input::Disk(done));
+                node.completions.push(done(op, Ok(())));
             }
             Output::DiskFlush { op, .. } => {
                 let result = node.outcome(1);
                 if result.is_ok() {
                     node.disk.flush();
                 }
-                let done = DiskDone {
-                    op,
-                    result,
-                    zero: false,
-                    buf: None,
-                };
-                node.completions.push(Input::Disk(done));
+                node.completions.push(done(op, result));
             }
             Output::MetaWrite {
                 op,
@@ -745,6 +747,14 @@ impl Pair {
 
     pub(crate) fn content(&self, n: usize) -> &[u8] {
         &self.nodes[n].disk.now[..usize::try_from(layout().data_size).expect("small")]
+    }
+
+    /// Changes a byte of a disk behind the engines' backs.
+    pub(crate) fn rot(&mut self, n: usize, offset: u64, by: u8) {
+        let at = usize::try_from(offset).expect("small");
+        let disk = &mut self.nodes[n].disk;
+        disk.now[at] ^= by;
+        disk.stable[at] ^= by;
     }
 
     pub(crate) fn logged(&self, n: usize, text: &str) -> bool {
