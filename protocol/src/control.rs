@@ -204,6 +204,17 @@ pub enum Change {
         /// What differs is to be repaired at the end.
         repair: bool,
     },
+    /// The device shall get another size. Answered by `ResizeReady`, or refused.
+    Resize {
+        /// Volume number.
+        volume: u16,
+        /// Bytes the sender's disk carries.
+        offer: u64,
+        /// Bytes wanted; as many as both disks carry when absent.
+        size: Option<u64>,
+        /// It may get smaller.
+        force: bool,
+    },
 }
 
 /// Messages. Those marked (data) travel on the data socket because they are ordered with writes.
@@ -301,6 +312,16 @@ pub enum Message {
         run: u64,
         /// Why, in words.
         reason: String,
+    },
+    /// (data) The sender is ready for a resize it was asked for: unless it is the Primary, the size is
+    /// on its disk.
+    ResizeReady {
+        /// Number of the transaction.
+        tid: u64,
+        /// Volume number.
+        volume: u16,
+        /// Bytes.
+        size: u64,
     },
 }
 

@@ -7,7 +7,7 @@
 //! * `GET  /v1/events`                 → a stream of JSON lines, [`EventLine`]
 //! * `GET  /v1/version`                → [`Version`]
 //!
-//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote, verify,
+//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote, verify, resize,
 //! new-current-uuid, adjust, dump (the configuration as the daemon understood it).
 
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Order {
-    /// `primary --force`, `down --force`.
+    /// `primary --force`, `down --force`, `resize --force`.
     pub(crate) force: bool,
     /// Name of the peer for connect, disconnect, invalidate-remote, verify; all when absent.
     pub(crate) peer: Option<String>,
@@ -30,6 +30,8 @@ pub(crate) struct Order {
     pub(crate) repair: bool,
     /// `verify --stop`.
     pub(crate) stop: bool,
+    /// `resize --size`, bytes.
+    pub(crate) size: Option<u64>,
 }
 
 /// A verb was carried out.

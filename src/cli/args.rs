@@ -143,6 +143,17 @@ pub(crate) enum Verb {
         #[arg(long, conflicts_with = "repair")]
         stop: bool,
     },
+    /// Let the device use what the disks of both nodes have room for, while it is in use.
+    Resize {
+        #[command(flatten)]
+        resource: Resource,
+        /// This size and no other: a number of bytes, a multiple of 4096.
+        #[arg(long, value_name = "BYTES")]
+        size: Option<u64>,
+        /// Also make it smaller; what lies behind the new end is cut off.
+        #[arg(long, requires = "size")]
+        force: bool,
+    },
     /// Start a new generation of the data.
     NewCurrentUuid {
         #[command(flatten)]

@@ -100,6 +100,19 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
                 ..none()
             },
         ),
+        Verb::Resize {
+            resource,
+            size,
+            force,
+        } => (
+            "resize",
+            resource,
+            Order {
+                size: *size,
+                force: *force,
+                ..none()
+            },
+        ),
         Verb::NewCurrentUuid {
             resource,
             clear_bitmap,
@@ -231,6 +244,8 @@ mod tests {
         let verify = parsed("twinblk verify r0 --repair --peer b").order;
         assert!(verify.repair && !verify.stop && verify.peer.is_some());
         assert!(parsed("twinblk verify r0 --stop").order.stop);
+        let resize = parsed("twinblk resize r0 --size 8192 --force").order;
+        assert!(resize.force && resize.size == Some(8192));
     }
 
     #[tokio::test]

@@ -156,6 +156,10 @@ async fn carry_out(
             peer: peer(supervisor, name, order)?,
             repair: order.repair,
         },
+        "resize" => Command::Resize {
+            size: order.size,
+            force: order.force,
+        },
         "new-current-uuid" => Command::NewCurrentUuid {
             clear_bitmap: order.clear_bitmap,
         },

@@ -6,6 +6,7 @@ use super::discard::ZeroPlan;
 use super::disk::{Action, Disk, Job, Memory, Purpose, start};
 use super::mailbox::FromLoop;
 use super::metadata_io;
+use super::open::measure;
 use super::turn::{Turn, VolumeIo, WaitingRead};
 use std::rc::Rc;
 use twinblk_engine::ids::{OpId, VolumeId};
@@ -105,6 +106,14 @@ impl Turn {
                 }
                 None => self.no_such_metadata(op),
             },
+            Output::MeasureDisk { volume } => {
+                let (disk, meta) = match self.io(volume) {
+                    Some(io) => measure(io.data.target(), io.meta.target(), io.placement),
+                    None => (Err(libc::ENXIO), None),
+                };
+                let measured = Input::Measured { volume, disk, meta };
+                self.core.inputs.push_back(measured);
+            }
             Output::Send {
                 peer,
                 channel,

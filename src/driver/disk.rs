@@ -67,6 +67,8 @@ pub(crate) struct Target {
     pub(crate) backing: Backing,
     /// Bytes that may be touched.
     pub(crate) part: Range<u64>,
+    /// Where they end since the disk has grown, if that is more.
+    pub(crate) grown_to: Cell<u64>,
     /// Smallest unit of I/O in bytes.
     pub(crate) unit: usize,
     /// A range can be zeroed without writing it.
@@ -188,7 +190,8 @@ impl Target {
             Action::Read | Action::Write { .. } => job.len as u64,
         };
         let end = job.offset.checked_add(len);
-        job.offset >= self.part.start && end.is_some_and(|end| end <= self.part.end)
+        job.offset >= self.part.start
+            && end.is_some_and(|end| end <= self.part.end.max(self.grown_to.get()))
     }
 }
 

@@ -141,6 +141,7 @@ impl Resource {
                     }
                 }
             }
+            Change::Resize { .. } => self.resize_asked(p, tid, change),
             Change::InvalidateMe => self.reply(p, tid, None),
             Change::Verify {
                 run,
@@ -303,12 +304,18 @@ impl Resource {
                     self.commit(v, true, Some(Waiter::Renegotiate(id, text)));
                 }
             }
+            (AskedWhat::Resize(id), None) => {
+                let text = "a consent to a resize without a size";
+                self.asked_failed(p, &asked, RefusalKind::Other, text);
+                self.protocol_error(p, format!("{text} (order {})", id.0));
+            }
             (AskedWhat::Verify(id, run, leads, repair), None) => {
                 self.verify_granted(p, id, run, leads, repair);
             }
             (
                 AskedWhat::InvalidatePeer(id)
                 | AskedWhat::DeclareEqual(id, _)
+                | AskedWhat::Resize(id)
                 | AskedWhat::Verify(id, ..),
                 Some(refusal),
             ) => {
@@ -318,7 +325,8 @@ impl Resource {
     }
 
     /// The peer ended its change.
-    pub(crate) fn finish_received(&mut self, p: usize, tid: u64) {
+    pub(crate) fn finish_received(&mut self, p: usize, tid: u64, commit: bool) {
+        self.resize_finished(p, tid, commit);
         if let Some(link) = &mut self.peers[p].link
             && link.granted.is_some_and(|(t, _)| t == tid)
         {
@@ -361,7 +369,7 @@ impl Resource {
         }
     }
 
-    fn asked_failed(&mut self, p: usize, asked: &Asked, kind: RefusalKind, text: &str) {
+    pub(crate) fn asked_failed(&mut self, p: usize, asked: &Asked, kind: RefusalKind, text: &str) {
         let refusal = Refusal {
             kind,
             reason: text.to_string(),
@@ -370,7 +378,9 @@ impl Resource {
         match asked.what {
             AskedWhat::Promote => self.end_role_change(Err(refusal)),
             AskedWhat::Disconnect => self.leave(p),
-            AskedWhat::InvalidatePeer(id) | AskedWhat::DeclareEqual(id, _) => {
+            AskedWhat::InvalidatePeer(id)
+            | AskedWhat::DeclareEqual(id, _)
+            | AskedWhat::Resize(id) => {
                 self.done(id, Err(refusal));
             }
             AskedWhat::Verify(id, run, ..) => {

@@ -48,6 +48,13 @@ pub enum Command {
         /// One peer, or all.
         peer: Option<NodeId>,
     },
+    /// Give the device another size.
+    Resize {
+        /// Bytes; as many as both disks carry when absent.
+        size: Option<u64>,
+        /// It may get smaller.
+        force: bool,
+    },
     /// Start a new generation.
     NewCurrentUuid {
         /// Both copies are declared equal: skip the initial sync.

@@ -173,6 +173,7 @@ impl Resource {
             self.set_peer_disk(p, v, DiskState::DUnknown, &reason);
             self.drop_resync(p, v);
             self.drop_verify(p, v, &reason);
+            self.volumes[v].resize_to = None;
             self.peers[p].volumes[v].ended_verify = None;
             self.peers[p].volumes[v].start = SyncStart::default();
             if target {

@@ -61,6 +61,7 @@ mod attach;
 mod change;
 mod orders;
 mod picture;
+mod resize;
 mod role;
 mod volume;
 

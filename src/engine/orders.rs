@@ -50,6 +50,7 @@ impl Resource {
             Command::InvalidateRemote { peer } => self.order_invalidate_remote(id, peer),
             Command::Verify { peer, repair } => self.order_verify(id, peer, repair),
             Command::VerifyStop { peer } => self.order_verify_stop(id, peer),
+            Command::Resize { size, force } => self.order_resize(id, size, force),
             Command::NewCurrentUuid { clear_bitmap } => self.order_new_uuid(id, clear_bitmap),
             Command::SetOptions(options) => {
                 self.cfg.options = *options;

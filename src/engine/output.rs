@@ -82,6 +82,12 @@ pub enum Output {
         /// Bytes.
         len: u32,
     },
+    /// Look how large the disk is now, and let all of it be used from now on (of a disk with internal
+    /// metadata: only look).
+    MeasureDisk {
+        /// Volume.
+        volume: VolumeId,
+    },
     /// Write to the data disk.
     DiskWrite {
         /// Comes back in the completion.

@@ -78,6 +78,7 @@ pub(crate) enum AskedWhat {
     Disconnect,
     InvalidatePeer(CommandId),
     DeclareEqual(CommandId, u64),
+    Resize(CommandId),
     /// Number of the verify, whether this side leads, whether it repairs.
     Verify(CommandId, u64, bool, bool),
 }

@@ -118,7 +118,7 @@ impl Resource {
         let fits = header
             .offset
             .checked_add(header.size)
-            .is_some_and(|end| end <= v.size());
+            .is_some_and(|end| end <= v.device_size());
         let aligned = header.offset.is_multiple_of(block) && header.size.is_multiple_of(block);
         let bulk = matches!(header.kind, Kind::Write | Kind::ResyncData);
         if !fits || !aligned || header.size == 0 || bulk != has_buf {

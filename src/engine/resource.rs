@@ -157,6 +157,7 @@ impl Resource {
                 Some(Op::PeerDigest(key)) => self.asked_read(key, result),
                 _ => {}
             },
+            Input::Measured { volume, disk, meta } => self.measured(volume, disk, meta),
             Input::Meta { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
                 Some(Op::MetaPage(v)) => self.meta_page_done(v, result),
                 Some(Op::MetaFlush(v)) => self.meta_flush_done(v, result),
@@ -263,7 +264,7 @@ impl Resource {
             Message::State { role, disks } => self.state_received(p, role, &disks),
             Message::Prepare { tid, change } => self.prepare_received(p, tid, change),
             Message::PrepareReply { tid, refusal } => self.prepare_reply_received(p, tid, refusal),
-            Message::Finish { tid, .. } => self.finish_received(p, tid),
+            Message::Finish { tid, commit } => self.finish_received(p, tid, commit),
             Message::BitmapReady { volume: n, base } => match volume(self, n) {
                 Some(v) => self.bitmap_ready_received(p, v, base),
                 None => self.protocol_error(p, "unknown volume".to_string()),
@@ -289,6 +290,9 @@ impl Resource {
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
             Message::VerifyEnded { run, reason } => self.verify_ended_received(p, run, &reason),
+            Message::ResizeReady { tid, volume, size } => {
+                self.resize_ready_received(p, tid, volume, size);
+            }
             Message::NewCurrentUuid { .. }
             | Message::NewCurrentUuidAck { .. }
             | Message::ResyncPause { .. } => {

@@ -127,7 +127,7 @@ impl Resource {
         };
         let cause = format!("online verify begins, {who} compares");
         for v in 0..self.volumes.len() {
-            let total = self.volumes[v].size();
+            let total = self.volumes[v].device_size();
             let verify = Verify::new(run, leads, repair, total, self.now);
             let pv = &mut self.peers[p].volumes[v];
             pv.verify = Some(verify);

@@ -215,13 +215,27 @@ impl World {
                 repair: self.admin.rng.per_mille(500),
             },
             86 => Command::VerifyStop { peer: None },
-            87..=91 => Command::SetOptions(Box::new(self.some_options())),
+            87..=89 => self.some_size(),
+            90..=92 => Command::SetOptions(Box::new(self.some_options())),
             _ => Command::Stop {
                 force: self.admin.rng.per_mille(700),
             },
         };
         if self.nodes[n].paused_until <= self.now {
             self.order(n, command);
+        }
+    }
+
+    /// A size that leaves alone what the clients use.
+    fn some_size(&mut self) -> Command {
+        let block = 8;
+        let least = self.plan.span.max(self.plan.sectors / 4).div_ceil(block);
+        let most = self.plan.sectors / block;
+        let blocks = least + self.admin.rng.index(most.saturating_sub(least) + 1);
+        let size = (blocks * block) as u64 * 512;
+        Command::Resize {
+            size: self.admin.rng.per_mille(700).then_some(size),
+            force: self.admin.rng.per_mille(900),
         }
     }
 
@@ -441,6 +455,7 @@ fn word(command: &Command) -> &'static str {
         Command::Verify { repair: false, .. } => "verify",
         Command::Verify { repair: true, .. } => "verify --repair",
         Command::VerifyStop { .. } => "verify --stop",
+        Command::Resize { .. } => "resize",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
         Command::SetOptions(_) => "adjust",
         Command::Stop { .. } => "down",

@@ -189,6 +189,8 @@ fn expected() -> Vec<String> {
         "replication VerifyT→Established",
         "replication VerifyS→Off",
         "replication VerifyT→Off",
+        "order resize done",
+        "order resize refused",
         "verify finished",
         "verify ended early",
     ];

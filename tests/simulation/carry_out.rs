@@ -1,7 +1,7 @@
 //! What an engine wants, done by the simulated machine; and the ends of disk operations.
 
 use crate::disk::{SECTOR, Stamp};
-use crate::node::Op;
+use crate::node::{Op, VOLUME};
 use crate::plan::MS;
 use crate::world::{Due, World};
 use twinblk_engine::ids::{BufId, OpId};
@@ -103,6 +103,10 @@ impl World {
                 self.start_op(n, op, Op::MetaWrite { offset, bytes, fua });
             }
             Output::MetaFlush { op, .. } => self.start_op(n, op, Op::MetaFlush),
+            Output::MeasureDisk { .. } => {
+                let life = self.nodes[n].life;
+                self.after(MS / 100, Due::Measured(n, life));
+            }
             Output::Send {
                 peer,
                 channel,
@@ -192,6 +196,7 @@ impl World {
             Output::MetaFlush { .. } => trace.mix(5),
             Output::ReleaseBuf(buf) => trace.mix(u64::from(buf.0)),
             Output::CloseLink { .. } => trace.mix(6),
+            Output::MeasureDisk { .. } => trace.mix(11),
             Output::WantLink { want, .. } => trace.mix(7 + u64::from(*want)),
             Output::Stopped => trace.mix(9),
         }
@@ -332,5 +337,14 @@ impl World {
             }
         };
         self.feed(n, input);
+    }
+
+    pub(crate) fn measured(&mut self, n: usize, life: u64) {
+        if self.nodes[n].life != life {
+            return;
+        }
+        let (volume, meta) = (VOLUME, None);
+        let disk = Ok(self.nodes[n].disk.size());
+        self.feed(n, Input::Measured { volume, disk, meta });
     }
 }

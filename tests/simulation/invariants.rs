@@ -146,7 +146,10 @@ impl World {
         };
         let size = self.nodes[source].disk.data().len() as u64 * 512;
         let marked = engine.dirty_ranges(VOLUME, 0, size, usize::MAX);
-        for s in differ {
+        // What lies behind the end of the device is nobody's.
+        let status = engine.status(self.nodes[source].clock(self.now));
+        let end = status.volumes[0].size;
+        for s in differ.into_iter().filter(|&s| (s as u64) * 512 < end) {
             let at = s as u64 * 512;
             let covered = marked
                 .iter()

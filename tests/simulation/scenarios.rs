@@ -59,7 +59,10 @@ impl World {
     fn ordered(&mut self, n: usize, command: Command) -> CommandResult {
         let id = self.order(n, command);
         self.wait("an answer", |w| w.admin.answers.contains_key(&id));
-        self.admin.answers[&id].clone()
+        match self.admin.answers.get(&id) {
+            Some(answer) => answer.clone(),
+            None => panic!("seed {}: {:?}", self.plan.seed, self.violation),
+        }
     }
 
     /// Both UpToDate, the first Primary.
@@ -407,4 +410,84 @@ fn a_verify_may_be_cut_anywhere() {
         let text = told.unwrap_or_default();
         assert!(text.contains("no difference"), "{text}");
     });
+}
+
+/// The device shrinks and grows while clients write, links break, nodes die and metadata are written:
+/// afterwards both have one size and the same content, and what was written in what is new is there.
+#[test]
+fn a_resize_may_meet_every_metadata_transaction() {
+    let outcomes = std::cell::RefCell::new([0; 2]);
+    each(&ALL, |w| {
+        w.in_step();
+        let full = w.told_by(0).volumes[0].size;
+        let half = full / 8192 * 4096;
+        let small = Command::Resize {
+            size: Some(half),
+            force: true,
+        };
+        w.ordered(0, small).expect("nobody holds it");
+        w.wait("in step", World::has_converged);
+        let size = |w: &World, n: usize| w.told_by(n).volumes[0].size;
+        assert_eq!((size(w, 0), size(w, 1)), (half, half));
+        // Nobody knows what is there.
+        for n in 0..2 {
+            let sector = half as usize / 512 + 8 + n;
+            w.rot(n, sector);
+            let there = w.nodes[n].disk.data()[sector];
+            w.oracle.unknown(sector, there);
+        }
+        w.order(
+            w.plan.seed as usize % 2,
+            Command::Resize {
+                size: None,
+                force: false,
+            },
+        );
+        for i in 0..6 {
+            w.write(0, i * 8 % 32, 8);
+            let pause = w.net_rng.below(2 * MS);
+            w.after_a_while(pause);
+        }
+        let (fault, n) = w.net_rng.pick(&[
+            (Fault::Cut, 0),
+            (Fault::HalfOpen, 0),
+            (Fault::Kill, 0),
+            (Fault::Kill, 1),
+            (Fault::PowerCut, 0),
+            (Fault::PowerCut, 1),
+            (Fault::PowerCutInMetadata, 0),
+            (Fault::PowerCutInMetadata, 1),
+            (Fault::Blackout, 0),
+        ]);
+        w.inject(fault, n, 1 - n, SECOND, 1);
+        w.after_a_while(5 * SECOND);
+        w.nodes[n].faults = crate::node::DiskFaults::default();
+        w.wait("both are back", |w| {
+            w.nodes.iter().all(|n| n.engine.is_some())
+        });
+        w.wait("in step", World::has_converged);
+        assert_eq!(size(w, 0), size(w, 1), "{}", w.picture());
+        outcomes.borrow_mut()[usize::from(size(w, 0) == full)] += 1;
+        // Once more: now it has the full size in any case, and it can be used.
+        let whole = Command::Resize {
+            size: None,
+            force: false,
+        };
+        for command in [PRIMARY, whole] {
+            // A link that is half open may still break.
+            let mut tries = 0;
+            while let Err(refusal) = w.ordered(0, command.clone()) {
+                tries += 1;
+                assert!(tries < 10, "{refusal:?} {:?}", w.violation);
+                w.after_a_while(SECOND);
+                w.wait("in step", World::has_converged);
+            }
+            w.wait("in step", World::has_converged);
+        }
+        assert_eq!((size(w, 0), size(w, 1)), (full, full));
+        w.write_and_wait(0, full as usize / 512 - 8, 8);
+        w.wait("in step", World::has_converged);
+        assert!(w.nodes[0].disk.data() == w.nodes[1].disk.data());
+    });
+    assert!(outcomes.borrow().iter().all(|&n| n > 0), "{outcomes:?}");
 }

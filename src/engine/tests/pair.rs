@@ -5,13 +5,13 @@
 //! keeps each unflushed write or loses it, as the seed says. Link model: two ordered streams each way,
 //! which may be cut at any moment; what was not delivered is lost.
 
+use super::disk::{Disk, Reader};
 use crate::command::{Command, CommandResult};
 use crate::config::{NodeConfig, Options, ResourceConfig, VolumeConfig};
 use crate::event::{ConnState, DiskState, ReplState, Role};
 use crate::ids::{BufId, CommandId, NodeId, OpId, ReqTag, VolumeId};
 use crate::input::{Body, ClientRequest, DiskDone, Input, RequestKind};
 use crate::metadata::layout::Layout;
-use crate::metadata::open::{ReadAt, ReadError};
 use crate::metadata::{create, open};
 use crate::output::{Channel, Output, ReplyError, SendBody};
 use crate::resource::Resource;
@@ -25,63 +25,6 @@ use twinblk_protocol::frame::{Header, Kind};
 
 pub(crate) const DATA: u64 = 4 << 20;
 pub(crate) const V: VolumeId = VolumeId(0);
-
-/// A disk with a volatile cache.
-#[derive(Default)]
-struct Disk {
-    /// What is read back now.
-    now: Vec<u8>,
-    /// What survives a power cut.
-    stable: Vec<u8>,
-    /// Unflushed writes in order.
-    cache: Vec<(u64, Vec<u8>)>,
-}
-
-impl Disk {
-    fn new(len: u64) -> Self {
-        let zeros = vec![0; usize::try_from(len).expect("small")];
-        Self {
-            now: zeros.clone(),
-            stable: zeros,
-            cache: Vec::new(),
-        }
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
-        let at = usize::try_from(offset).expect("small");
-        self.now[at..at + data.len()].copy_from_slice(data);
-        if fua {
-            self.stable[at..at + data.len()].copy_from_slice(data);
-        } else {
-            self.cache.push((offset, data.to_vec()));
-        }
-    }
-
-    fn flush(&mut self) {
-        self.cache.clear();
-        self.stable.copy_from_slice(&self.now);
-    }
-
-    fn power_cut(&mut self, rng: &mut Rng) {
-        for (offset, data) in core::mem::take(&mut self.cache) {
-            if rng.next().is_multiple_of(2) {
-                let at = usize::try_from(offset).expect("small");
-                self.stable[at..at + data.len()].copy_from_slice(&data);
-            }
-        }
-        self.now.copy_from_slice(&self.stable);
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl ReadAt for Reader<'_> {
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let at = usize::try_from(offset).expect("small");
-        buf.copy_from_slice(&self.0[at..at + buf.len()]);
-        Ok(())
-    }
-}
 
 /// A machine.
 pub(crate) struct Node {
@@ -147,6 +90,8 @@ pub(crate) struct Pair {
     closing: [bool; 2],
     next_tag: u64,
     next_command: u64,
+    /// Bytes the disks have grown by.
+    pub(crate) grown: u64,
 }
 
 fn done(op: OpId, result: Result<(), i32>) -> Input {
@@ -223,6 +168,7 @@ impl Pair {
             closing: [false; 2],
             next_tag: 0,
             next_command: 0,
+            grown: 0,
         }
     }
 
@@ -412,6 +358,11 @@ impl Pair {
                     node.disk.flush();
                 }
                 node.completions.push(done(op, result));
+            }
+            Output::MeasureDisk { volume } => {
+                let (disk, meta) = (Ok(layout().disk_size + self.grown), None);
+                node.completions
+                    .push(Input::Measured { volume, disk, meta });
             }
             Output::MetaWrite {
                 op,
@@ -773,8 +724,9 @@ impl Pair {
                 && pv.out_of_sync == 0;
             assert!(fine, "not in sync: {}", self.dump());
         }
+        let size = usize::try_from(self.status(0).volumes[0].size).expect("small");
         assert!(
-            self.content(0) == self.content(1),
+            self.content(0)[..size] == self.content(1)[..size],
             "the copies differ: {}",
             self.dump()
         );
