@@ -44,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) stopped: bool,
     /// How many metadata, data and comparing operations succeed before some fail.
     pub(crate) faults: [Option<Fault>; 3],
+    /// The next block that is compared is read wrong, once.
+    pub(crate) misreads: bool,
 }
 
 /// Operations that fail: after so many good ones, so many bad ones.
@@ -150,6 +152,7 @@ impl Pair {
                 reads: BTreeMap::new(),
                 stopped: false,
                 faults: [None; 3],
+                misreads: false,
             }
         };
         let options = Options {
@@ -313,7 +316,10 @@ impl Pair {
             } => {
                 let at = usize::try_from(offset).expect("small");
                 let bytes = &node.disk.now[at..at + len as usize];
-                let digests = digests(bytes).into_boxed_slice();
+                let mut digests = digests(bytes).into_boxed_slice();
+                if core::mem::take(&mut node.misreads) {
+                    digests[0] ^= 1;
+                }
                 let result = node.outcome(2).map(|()| digests);
                 node.completions.push(Input::Digest { op, result });
             }

@@ -327,6 +327,24 @@ fn frames_of_a_verify_that_nobody_ordered_end_the_connection() {
     }
 }
 
+/// What a second look does not find is no difference.
+#[test]
+fn a_difference_is_believed_only_when_it_is_seen_twice() {
+    for n in 0..2 {
+        let mut pair = Pair::in_sync(1, Protocol::C);
+        pair.nodes[n].misreads = true;
+        pair.order(0, VERIFY).expect("both are current");
+        until_over(&mut pair);
+        assert!(!pair.nodes[n].misreads, "it was read");
+        assert!(
+            verified(&pair, 0).contains("no difference"),
+            "{}",
+            pair.dump()
+        );
+        assert_eq!(pair.out_of_sync(0) + pair.out_of_sync(1), 0);
+    }
+}
+
 /// Many differences are counted, and few are told.
 #[test]
 fn differences_are_told_in_runs_and_not_without_end() {
