@@ -217,6 +217,27 @@ pub enum Change {
         /// The generation both start from.
         current: u64,
     },
+    /// Compare all volumes block by block (`verify`).
+    Verify {
+        /// Number of the verify; every frame of it carries it.
+        run: u64,
+        /// The receiver walks the device and compares; otherwise the sender does. A Primary always
+        /// does.
+        you_lead: bool,
+        /// What differs is to be repaired at the end.
+        repair: bool,
+    },
+    /// The device shall get another size. Answered by `ResizeReady`, or refused.
+    Resize {
+        /// Volume number.
+        volume: u16,
+        /// Bytes the sender's disk carries.
+        offer: u64,
+        /// Bytes wanted; as many as both disks carry when absent.
+        size: Option<u64>,
+        /// It may get smaller.
+        force: bool,
+    },
 }
 
 /// Messages. Those marked (data) travel on the data socket because they are ordered with writes.
@@ -310,6 +331,34 @@ pub enum Message {
         tid: u64,
         /// Carried out (true) or given up (false).
         commit: bool,
+    },
+    /// (data) The whole volume has been compared.
+    VerifyFinished {
+        /// Volume number.
+        volume: u16,
+        /// Number of the verify.
+        run: u64,
+        /// Bytes compared.
+        checked: u64,
+        /// Bytes that differ.
+        different: u64,
+    },
+    /// (data) The verify ends before its time, or is not begun.
+    VerifyEnded {
+        /// Number of the verify.
+        run: u64,
+        /// Why, in words.
+        reason: String,
+    },
+    /// (data) The sender is ready for a resize it was asked for: unless it is the Primary, the size is
+    /// on its disk.
+    ResizeReady {
+        /// Number of the transaction.
+        tid: u64,
+        /// Volume number.
+        volume: u16,
+        /// Bytes.
+        size: u64,
     },
 }
 

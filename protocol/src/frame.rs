@@ -39,8 +39,15 @@ pub enum Kind {
     /// Piece of the out-of-sync bitmap, run-length coded: offset = first bit, size = bits covered,
     /// payload; flag LAST on the final piece of a volume.
     Bitmap = 7,
+    /// Online verify: what are the digests of this range, after everything sent before? seq (comes
+    /// back), offset, size; epoch = number of the verify.
+    VerifyAsk = 8,
+    /// Answer to `VerifyAsk`, its seq, offset, size and epoch; payload: `digest::digests`.
+    VerifyDigests = 9,
     /// A control message (`control::Message`, postcard) in payload. Either socket.
     Message = 10,
+    /// Online verify: this range differs: offset, size; epoch = number of the verify.
+    OutOfSync = 11,
 
     // -- control socket --
     /// The peer holds write `seq` in memory (protocol B).
@@ -154,7 +161,7 @@ pub enum FrameError {
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 19] = [
         Self::Write,
         Self::Trim,
         Self::WriteZeroes,
@@ -162,7 +169,10 @@ impl Kind {
         Self::ResyncData,
         Self::ResyncZeroes,
         Self::Bitmap,
+        Self::VerifyAsk,
+        Self::VerifyDigests,
         Self::Message,
+        Self::OutOfSync,
         Self::RecvAck,
         Self::WriteAck,
         Self::NegAck,
@@ -237,6 +247,7 @@ impl Header {
         let fits = match kind {
             Kind::Write | Kind::ResyncData => len > 0 && len == header.size,
             Kind::Bitmap | Kind::Message | Kind::Goodbye => true,
+            Kind::VerifyDigests => len > 0 && len == crate::digest::digests_len(header.size),
             _ => len == 0,
         };
         if !fits {
@@ -268,7 +279,13 @@ mod tests {
                     kind,
                     flags,
                     volume,
-                    payload_len: if kind.is_bulk() { len } else { 0 },
+                    payload_len: match kind {
+                        _ if kind.is_bulk() => len,
+                        Kind::VerifyDigests => {
+                            u32::try_from(crate::digest::digests_len(len.into())).expect("small")
+                        }
+                        _ => 0,
+                    },
                     seq,
                     offset,
                     size: u64::from(len),

@@ -21,5 +21,6 @@ pub mod auth;
 pub mod bitmap_rle;
 pub mod checksum;
 pub mod control;
+pub mod digest;
 pub mod frame;
 pub mod hello;

@@ -7,7 +7,7 @@
 //! * `GET  /v1/events`                 → a stream of JSON lines, [`EventLine`]
 //! * `GET  /v1/version`                → [`Version`]
 //!
-//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote,
+//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote, verify, resize,
 //! new-current-uuid, adjust, dump (the configuration as the daemon understood it).
 
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Order {
-    /// `primary --force`, `down --force`.
+    /// `primary --force`, `down --force`, `resize --force`.
     pub(crate) force: bool,
-    /// Name of the peer for connect, disconnect, invalidate-remote; all when absent.
+    /// Name of the peer for connect, disconnect, invalidate-remote, verify; all when absent.
     pub(crate) peer: Option<String>,
     /// `connect --discard-my-data`.
     pub(crate) discard_my_data: bool,
@@ -26,6 +26,12 @@ pub(crate) struct Order {
     pub(crate) dry_run: bool,
     /// `new-current-uuid --clear-bitmap`.
     pub(crate) clear_bitmap: bool,
+    /// `verify --repair`.
+    pub(crate) repair: bool,
+    /// `verify --stop`.
+    pub(crate) stop: bool,
+    /// `resize --size`, bytes.
+    pub(crate) size: Option<u64>,
 }
 
 /// A verb was carried out.
@@ -139,6 +145,10 @@ pub(crate) struct PeerVolumeStatus {
     pub(crate) out_of_sync: u64,
     /// Running resync.
     pub(crate) resync: Option<ResyncStatus>,
+    /// Running verify.
+    pub(crate) verify: Option<VerifyStatus>,
+    /// What came of the last verify, in words.
+    pub(crate) verified: Option<String>,
 }
 
 /// Progress of a resync.
@@ -156,6 +166,16 @@ pub(crate) struct ResyncStatus {
     pub(crate) eta_seconds: Option<u64>,
     /// What limits it.
     pub(crate) limited_by: String,
+}
+
+/// Progress of a verify.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VerifyStatus {
+    /// Bytes found to differ so far.
+    pub(crate) different: u64,
+    /// How far it is: `total` is the volume's size.
+    #[serde(flatten)]
+    pub(crate) progress: ResyncStatus,
 }
 
 /// Driver counters.

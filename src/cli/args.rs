@@ -136,6 +136,30 @@ pub(crate) enum Verb {
         #[command(flatten)]
         peer: Peer,
     },
+    /// Compare both copies block by block, while the device is in use; what differs is marked.
+    Verify {
+        #[command(flatten)]
+        resource: Resource,
+        #[command(flatten)]
+        peer: Peer,
+        /// At the end copy what differs: from the Primary, or, without one, from this node.
+        #[arg(long)]
+        repair: bool,
+        /// End the verify that runs.
+        #[arg(long, conflicts_with = "repair")]
+        stop: bool,
+    },
+    /// Let the device use what the disks of both nodes have room for, while it is in use.
+    Resize {
+        #[command(flatten)]
+        resource: Resource,
+        /// This size and no other: a number of bytes, a multiple of 4096.
+        #[arg(long, value_name = "BYTES")]
+        size: Option<u64>,
+        /// Also make it smaller; what lies behind the new end is cut off.
+        #[arg(long, requires = "size")]
+        force: bool,
+    },
     /// Start a new generation of the data.
     NewCurrentUuid {
         #[command(flatten)]

@@ -45,6 +45,8 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
                 peer_disk: "UpToDate".into(),
                 out_of_sync: 0,
                 resync: None,
+                verify: None,
+                verified: None,
             }],
         }],
         driver: None,

@@ -25,6 +25,7 @@ pub(super) struct Metadata {
     pub(super) device_uuid: String,
     pub(super) current_uuid: String,
     pub(super) history_uuids: Vec<String>,
+    pub(super) toward_uuid: String,
     pub(super) flags: Vec<String>,
     pub(super) agreed_size: u64,
     pub(super) data_size: u64,
@@ -125,6 +126,7 @@ impl Metadata {
             device_uuid: uuid(sb.device_uuid),
             current_uuid: uuid(sb.current),
             history_uuids: history.iter().map(|h| uuid(*h)).collect(),
+            toward_uuid: uuid(sb.toward),
             flags: flag_names(sb.flags.0, md_flag),
             agreed_size: sb.agreed_size,
             data_size: layout.data_size,
@@ -177,6 +179,7 @@ impl Metadata {
             current: number("current_uuid", &self.current_uuid)?,
             peers: self.peer_slots()?,
             history,
+            toward: number("toward_uuid", &self.toward_uuid)?,
             layout,
         };
         // The format has limits of its own: a name of 64 bytes, a node below 16, …

@@ -50,6 +50,7 @@ fn any_image() -> impl Strategy<Value = Image> {
             current: header.2,
             peers,
             history: std::array::from_fn(|i| if i % 5 == 4 { 0 } else { words[i] }),
+            toward: words[3],
             layout,
         };
         Image {
@@ -96,6 +97,7 @@ fn sample() -> Metadata {
             current: 16,
             peers,
             history: [0; HISTORY],
+            toward: 0,
             layout,
         },
         bitmaps: vec![bitmap],

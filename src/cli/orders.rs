@@ -85,6 +85,34 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
                 ..none()
             },
         ),
+        Verb::Verify {
+            resource,
+            peer,
+            repair,
+            stop,
+        } => (
+            "verify",
+            resource,
+            Order {
+                peer: peer.name.clone(),
+                repair: *repair,
+                stop: *stop,
+                ..none()
+            },
+        ),
+        Verb::Resize {
+            resource,
+            size,
+            force,
+        } => (
+            "resize",
+            resource,
+            Order {
+                size: *size,
+                force: *force,
+                ..none()
+            },
+        ),
         Verb::NewCurrentUuid {
             resource,
             clear_bitmap,
@@ -213,6 +241,11 @@ mod tests {
         assert_eq!(parsed("twinblk secondary r0").order, Order::default());
         let peer = parsed("twinblk invalidate-remote r0 --peer b").order.peer;
         assert_eq!(peer.as_deref(), Some("b"));
+        let verify = parsed("twinblk verify r0 --repair --peer b").order;
+        assert!(verify.repair && !verify.stop && verify.peer.is_some());
+        assert!(parsed("twinblk verify r0 --stop").order.stop);
+        let resize = parsed("twinblk resize r0 --size 8192 --force").order;
+        assert!(resize.force && resize.size == Some(8192));
     }
 
     #[tokio::test]

@@ -1,7 +1,9 @@
 //! `status` for people: DRBD's lines, and below them in words what is not as it should be.
 
 use super::human::{age, clock, size};
-use crate::api::{PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, VolumeStatus};
+use crate::api::{
+    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, VerifyStatus, VolumeStatus,
+};
 use std::fmt::Write;
 
 /// One resource, ending with a line feed.
@@ -94,8 +96,9 @@ fn write_peer_volume(out: &mut String, v: &PeerVolumeStatus) -> std::fmt::Result
         "    volume:{} replication:{replication} peer-disk:{disk}",
         v.volume
     )?;
-    if let Some(resync) = &v.resync {
-        write!(out, "{}", progress(resync))?;
+    let running = v.resync.as_ref().or(v.verify.as_ref().map(|v| &v.progress));
+    if let Some(running) = running {
+        write!(out, "{}", progress(running))?;
     }
     if v.out_of_sync > 0 {
         write!(out, " oos:{}", size(v.out_of_sync))?;
@@ -111,7 +114,23 @@ fn write_peer_volume(out: &mut String, v: &PeerVolumeStatus) -> std::fmt::Result
             resync.limited_by
         )?;
     }
+    if let Some(verify) = &v.verify {
+        write_verify(out, verify)?;
+    }
+    if let Some(text) = &v.verified {
+        reason(out, "      ", text)?;
+    }
     Ok(())
+}
+
+fn write_verify(out: &mut String, verify: &VerifyStatus) -> std::fmt::Result {
+    let found = match verify.different {
+        0 => "no difference so far".to_owned(),
+        bytes => format!("{} differ so far", size(bytes)),
+    };
+    let rate = size(verify.progress.rate);
+    let limit = &verify.progress.limited_by;
+    writeln!(out, "      verify at {rate}/s, limited by {limit}: {found}")
 }
 
 fn progress(resync: &ResyncStatus) -> String {
@@ -168,6 +187,8 @@ r0 role:Primary
                 eta_seconds: Some(70),
                 limited_by: "the peer's disk".into(),
             }),
+            verify: None,
+            verified: None,
         };
         let expected = "\
 r0 role:Primary
@@ -177,6 +198,39 @@ r0 role:Primary
       resync at 100MiB/s, limited by the peer's disk
 ";
         assert_eq!(resource(&r), expected);
+    }
+
+    #[test]
+    fn a_verify_shows_how_far_it_is_and_what_it_found() {
+        let mut r = healthy("r0");
+        let v = &mut r.peers[0].volumes[0];
+        v.replication = "VerifyS".into();
+        v.out_of_sync = 4096;
+        v.verify = Some(VerifyStatus {
+            different: 4096,
+            progress: ResyncStatus {
+                total: 1 << 30,
+                left: 1 << 29,
+                percent: 50.0,
+                rate: 100 << 20,
+                eta_seconds: Some(5),
+                limited_by: "disks and link".into(),
+            },
+        });
+        let text = resource(&r);
+        assert!(text.contains("known to differ"), "{text}");
+        let lines = "\
+    volume:0 replication:VerifyS peer-disk:UpToDate done:50.00 eta:00:00:05 oos:4.0KiB
+      verify at 100MiB/s, limited by disks and link: 4.0KiB differ so far
+";
+        assert!(text.ends_with(lines), "{text}");
+        let v = &mut r.peers[0].volumes[0];
+        (v.verify, v.verified) = (None, Some("verify finished: 8192 bytes differ".into()));
+        let text = resource(&r);
+        assert!(
+            text.ends_with("\n      verify finished: 8192 bytes differ\n"),
+            "{text}"
+        );
     }
 
     #[test]

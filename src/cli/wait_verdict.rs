@@ -126,7 +126,11 @@ fn in_sync(r: &ResourceStatus) -> Verdict {
             sum.total += resync.total;
             sum.left += resync.left;
         }
-        let same = theirs.replication == "Established"
+        let mirrors = matches!(
+            theirs.replication.as_str(),
+            "Established" | "VerifyS" | "VerifyT"
+        );
+        let same = mirrors
             && mine.disk == "UpToDate"
             && theirs.peer_disk == "UpToDate"
             && theirs.out_of_sync == 0;
@@ -186,6 +190,18 @@ fn stuck(
             r.name
         );
         return Some(CliError::new(Code::NoUpToDateData, what, next));
+    }
+    if current(mine) && current(&theirs.peer_disk) && theirs.out_of_sync > 0 {
+        let what = format!(
+            "{}: both copies are UpToDate, and yet differ in {} (a verify found it)",
+            r.name,
+            super::human::size(theirs.out_of_sync)
+        );
+        let next = format!(
+            "the next connect copies it: `twinblk disconnect {0}`, then `twinblk connect {0}`",
+            r.name
+        );
+        return Some(CliError::new(Code::State, what, next));
     }
     None
 }
@@ -284,11 +300,27 @@ mod tests {
             |r| r.volumes[0].disk = "Outdated".into(),
             |r| r.peers[0].volumes[0].peer_disk = "Inconsistent".into(),
             |r| r.peers[0].volumes[0].replication = "WFBitMapS".into(),
-            |r| r.peers[0].volumes[0].out_of_sync = 4096,
+            |r| r.peers[0].volumes[0].replication = "SyncSource".into(),
         ];
         for change in changes {
             let verdict = verdict(Goal::Sync, &with(change));
             assert!(matches!(verdict, Verdict::Waiting { .. }), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_verify_is_no_resync_and_what_it_leaves_is_not_waited_for() {
+        let verify = with(|r| r.peers[0].volumes[0].replication = "VerifyT".into());
+        assert!(matches!(verdict(Goal::Sync, &verify), Verdict::Done));
+        let differs = with(|r| r.peers[0].volumes[0].out_of_sync = 8192);
+        match verdict(Goal::Sync, &differs) {
+            Verdict::Doubtful(error) => {
+                assert!(
+                    error.to_string().contains("twinblk disconnect r0"),
+                    "{error}"
+                );
+            }
+            other => panic!("{other:?}"),
         }
     }
 

@@ -40,7 +40,11 @@ static LATER: &[(&str, &str, &str)] = &[
     ("net", "congestion-extents", ""),
     ("net", "csums-alg", ""),
     ("net", "csums-after-crash-only", ""),
-    ("net", "verify-alg", ""),
+    (
+        "net",
+        "verify-alg",
+        "verify always compares by SHA-256: remove the line",
+    ),
     ("net", "transport", ""),
     ("net", "tls", ""),
     ("net", "allow-remote-read", ""),

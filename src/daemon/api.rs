@@ -149,6 +149,17 @@ async fn carry_out(
         "invalidate-remote" => Command::InvalidateRemote {
             peer: peer(supervisor, name, order)?,
         },
+        "verify" if order.stop => Command::VerifyStop {
+            peer: peer(supervisor, name, order)?,
+        },
+        "verify" => Command::Verify {
+            peer: peer(supervisor, name, order)?,
+            repair: order.repair,
+        },
+        "resize" => Command::Resize {
+            size: order.size,
+            force: order.force,
+        },
         "new-current-uuid" => Command::NewCurrentUuid {
             clear_bitmap: order.clear_bitmap,
         },

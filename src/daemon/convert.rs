@@ -3,7 +3,7 @@
 use super::running::{NoStatus, Running, lock};
 use crate::api::{
     DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus,
-    VolumeStatus,
+    VerifyStatus, VolumeStatus,
 };
 use crate::config;
 use crate::driver::mailbox::StatusReply;
@@ -75,7 +75,11 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 since_seconds: now.since(p.since).as_secs(),
                 unsent: p.unsent,
                 transfer_log: p.transfer_log,
-                volumes: p.volumes.into_iter().map(peer_volume).collect(),
+                volumes: p
+                    .volumes
+                    .into_iter()
+                    .map(|v| peer_volume(config, v))
+                    .collect(),
             })
             .collect(),
         driver: Some(DriverStatus {
@@ -92,23 +96,35 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
     }
 }
 
-fn peer_volume(v: twinblk_engine::status::PeerVolumeStatus) -> PeerVolumeStatus {
+fn peer_volume(
+    config: &config::Resource,
+    v: twinblk_engine::status::PeerVolumeStatus,
+) -> PeerVolumeStatus {
     PeerVolumeStatus {
         volume: v.volume.0,
         replication: format!("{:?}", v.replication),
         peer_disk: format!("{:?}", v.peer_disk),
         out_of_sync: v.out_of_sync,
-        resync: v.resync.map(|r| ResyncStatus {
-            percent: match r.total {
-                0 => 100.0,
-                total => 100.0 * (total - r.left.min(total)) as f64 / total as f64,
-            },
-            total: r.total,
-            left: r.left,
-            rate: r.rate,
-            eta_seconds: r.eta,
-            limited_by: r.limited_by.to_string(),
+        resync: v.resync.map(progress),
+        verify: v.verify.map(|run| VerifyStatus {
+            different: run.different,
+            progress: progress(run.progress),
         }),
+        verified: v.verified.map(|text| names(config, &text)),
+    }
+}
+
+fn progress(r: twinblk_engine::status::ResyncProgress) -> ResyncStatus {
+    ResyncStatus {
+        percent: match r.total {
+            0 => 100.0,
+            total => 100.0 * (total - r.left.min(total)) as f64 / total as f64,
+        },
+        total: r.total,
+        left: r.left,
+        rate: r.rate,
+        eta_seconds: r.eta,
+        limited_by: r.limited_by.to_string(),
     }
 }
 

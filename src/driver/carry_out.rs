@@ -6,6 +6,7 @@ use super::discard::ZeroPlan;
 use super::disk::{Action, Disk, Job, Memory, Purpose, start};
 use super::mailbox::FromLoop;
 use super::metadata_io;
+use super::open::measure;
 use super::turn::{Turn, VolumeIo, WaitingRead};
 use std::rc::Rc;
 use twinblk_engine::ids::{OpId, VolumeId};
@@ -29,6 +30,22 @@ impl Turn {
                     volume,
                     offset,
                     len,
+                    digest: false,
+                });
+                self.start_waiting_reads();
+            }
+            Output::DiskDigest {
+                op,
+                volume,
+                offset,
+                len,
+            } => {
+                self.waiting_reads.push_back(WaitingRead {
+                    op,
+                    volume,
+                    offset,
+                    len,
+                    digest: true,
                 });
                 self.start_waiting_reads();
             }
@@ -89,6 +106,14 @@ impl Turn {
                 }
                 None => self.no_such_metadata(op),
             },
+            Output::MeasureDisk { volume } => {
+                let (disk, meta) = match self.io(volume) {
+                    Some(io) => measure(io.data.target(), io.meta.target(), io.placement),
+                    None => (Err(libc::ENXIO), None),
+                };
+                let measured = Input::Measured { volume, disk, meta };
+                self.core.inputs.push_back(measured);
+            }
             Output::Send {
                 peer,
                 channel,
@@ -171,10 +196,16 @@ impl Turn {
 
     /// The engine asked for something that cannot be: it gets an error like from a broken disk.
     fn refused(&mut self, purpose: Purpose, memory: Memory) {
-        let (Purpose::Data(op) | Purpose::DataWithBuffer(op) | Purpose::Meta(op)) = purpose;
         if let Memory::Pool(buf) = memory {
             self.core.pool.release(buf);
         }
+        let op = match purpose {
+            Purpose::Digest(op) => {
+                let result = Err(libc::EINVAL);
+                return self.core.inputs.push_back(Input::Digest { op, result });
+            }
+            Purpose::Data(op) | Purpose::DataWithBuffer(op) | Purpose::Meta(op) => op,
+        };
         let done = DiskDone {
             op,
             result: Err(libc::EINVAL),
@@ -196,22 +227,32 @@ impl Turn {
         while let Some(read) = self.waiting_reads.front() {
             let len = read.len as usize;
             if len > self.core.pool.largest(Class::Resync) {
-                let op = read.op;
+                let purpose = match read.digest {
+                    true => Purpose::Digest(read.op),
+                    false => Purpose::Data(read.op),
+                };
                 self.waiting_reads.pop_front();
-                self.refused(Purpose::Data(op), Memory::None);
+                self.refused(purpose, Memory::None);
                 continue;
             }
             let Some(buf) = self.core.pool.alloc(Class::Resync, len) else {
                 return;
             };
             let Some(WaitingRead {
-                op, volume, offset, ..
+                op,
+                volume,
+                offset,
+                digest,
+                ..
             }) = self.waiting_reads.pop_front()
             else {
                 return self.core.pool.release(buf);
             };
             let disk = self.io(volume).map(|io| Rc::clone(&io.data));
-            let purpose = Purpose::DataWithBuffer(op);
+            let purpose = match digest {
+                true => Purpose::Digest(op),
+                false => Purpose::DataWithBuffer(op),
+            };
             self.job(disk, purpose, Action::Read, Memory::Pool(buf), offset, len);
         }
     }

@@ -22,6 +22,7 @@ use std::rc::Rc;
 use twinblk_engine::ids::{BufId, OpId};
 use twinblk_engine::input::{DiskDone, Input};
 use twinblk_engine::output::ZeroMode;
+use twinblk_protocol::digest::digests;
 
 /// Zeroing more than this is left to a kernel worker even where everything else is done inline.
 const INLINE_ZERO: u64 = 16 << 20;
@@ -66,6 +67,8 @@ pub(crate) struct Target {
     pub(crate) backing: Backing,
     /// Bytes that may be touched.
     pub(crate) part: Range<u64>,
+    /// Where they end since the disk has grown, if that is more.
+    pub(crate) grown_to: Cell<u64>,
     /// Smallest unit of I/O in bytes.
     pub(crate) unit: usize,
     /// A range can be zeroed without writing it.
@@ -126,6 +129,8 @@ pub(crate) enum Purpose {
     Data(OpId),
     /// The engine, together with the buffer, which the driver provided.
     DataWithBuffer(OpId),
+    /// The engine: the digests of what was read; the buffer goes back.
+    Digest(OpId),
     /// The engine: an operation on metadata.
     Meta(OpId),
 }
@@ -185,7 +190,8 @@ impl Target {
             Action::Read | Action::Write { .. } => job.len as u64,
         };
         let end = job.offset.checked_add(len);
-        job.offset >= self.part.start && end.is_some_and(|end| end <= self.part.end)
+        job.offset >= self.part.start
+            && end.is_some_and(|end| end <= self.part.end.max(self.grown_to.get()))
     }
 }
 
@@ -271,6 +277,15 @@ pub(crate) fn finish(core: &mut Core, job: Job, result: Result<(), i32>) {
             if let Memory::Own(buf) = memory {
                 drop(ManuallyDrop::into_inner(buf));
             }
+            return;
+        }
+        Purpose::Digest(op) => {
+            let Memory::Pool(buf) = memory else {
+                unreachable!("a read has memory");
+            };
+            let result = result.map(|()| digests(core.pool.bytes(buf, len)).into());
+            core.pool.release(buf);
+            core.inputs.push_back(Input::Digest { op, result });
             return;
         }
         Purpose::Data(op) | Purpose::DataWithBuffer(op) => DiskDone {

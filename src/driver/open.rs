@@ -203,6 +203,7 @@ fn target(opened: Opened, part: std::ops::Range<u64>) -> Target {
         part,
         unit: opened.facts.unit as usize,
         fast_zero: opened.facts.fast_zero,
+        grown_to: Cell::new(0),
         zero_method: [Cell::new(0), Cell::new(0)],
     }
 }
@@ -293,4 +294,38 @@ impl ReadAt for Reader<'_> {
         buf.copy_from_slice(bytes);
         Ok(())
     }
+}
+
+/// Looks how large the disk of a volume is now, and lets all of it be used. Answers its size, and that
+/// of a metadata device that cannot grow by being written to. Of a disk with its metadata inside
+/// nothing more may be used.
+pub(crate) fn measure(
+    data: &Target,
+    meta: &Target,
+    placement: Placement,
+) -> (Result<u64, i32>, Option<u64>) {
+    let facts = match probe::facts(&data.file, data.backing) {
+        Ok(facts) => facts,
+        Err(error) => return (Err(error.raw_os_error()), None),
+    };
+    if placement == Placement::Internal {
+        return (Ok(facts.size), None);
+    }
+    // What cannot be allocated is slower, and was warned of at the start.
+    let _ = probe::allocate(&data.file, data.backing, &facts);
+    data.grown_to.set(facts.size / 4096 * 4096);
+    let room = match meta.backing {
+        Backing::File => {
+            meta.grown_to.set(i64::MAX.cast_unsigned());
+            None
+        }
+        Backing::Block => match rustix::fs::seek(&meta.file, rustix::fs::SeekFrom::End(0)) {
+            Ok(size) => {
+                meta.grown_to.set(size);
+                Some(size)
+            }
+            Err(error) => return (Err(error.raw_os_error()), None),
+        },
+    };
+    (Ok(facts.size), room)
 }

@@ -146,7 +146,9 @@ impl Half {
                 let message = Message::decode(&self.payload).map_err(|error| error.to_string())?;
                 Body::Message(message)
             }
-            Kind::Bitmap | Kind::Goodbye => Body::Bytes(self.payload.as_slice().into()),
+            Kind::Bitmap | Kind::VerifyDigests | Kind::Goodbye => {
+                Body::Bytes(self.payload.as_slice().into())
+            }
             _ => Body::None,
         };
         self.payload.clear();

@@ -26,6 +26,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use twinblk_engine::command::{Command, Refusal, RefusalKind};
 use twinblk_engine::ids::{CommandId, OpId, VolumeId};
 use twinblk_engine::input::Input;
+use twinblk_engine::metadata::layout::Placement;
 use twinblk_engine::output::Output;
 use twinblk_engine::resource::Resource;
 use twinblk_engine::time::Instant;
@@ -36,6 +37,7 @@ pub(crate) struct VolumeIo {
     pub(crate) volume: VolumeId,
     pub(crate) data: Rc<Disk>,
     pub(crate) meta: Rc<Disk>,
+    pub(crate) placement: Placement,
     /// How it is driven, in words.
     pub(crate) note: String,
 }
@@ -47,6 +49,8 @@ pub(crate) struct WaitingRead {
     pub(crate) volume: VolumeId,
     pub(crate) offset: u64,
     pub(crate) len: u32,
+    /// Only the digests are wanted.
+    pub(crate) digest: bool,
 }
 
 /// Everything the thread owns. The ring comes first: it is closed before what it refers to.
@@ -131,6 +135,7 @@ impl Turn {
         } = opened;
         self.volumes.push(VolumeIo {
             volume,
+            placement: recovered.layout.placement,
             data: Rc::new(Disk::new(data.0, data.1)),
             meta: Rc::new(Disk::new(meta.0, meta.1)),
             note,

@@ -11,7 +11,9 @@ use crate::handshake::{Amount, Context, Decision, Direction, Side, decide};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::peer::{Phase, SyncStart};
+use crate::resize::larger_if_possible;
 use crate::resource::Resource;
+use crate::volume::Waiter;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -126,12 +128,14 @@ impl Resource {
         let agreed = agreed_size(ours, theirs);
         if ours.agreed_size != 0
             && theirs.agreed_size != 0
-            && ours.agreed_size != theirs.agreed_size
-            && !(ours.agreed_size.min(theirs.agreed_size) == agreed && self.role != Role::Primary)
+            && ours.agreed_size > agreed
+            && self.role == Role::Primary
         {
             return Err(format!(
-                "volume {n}: the device has {} bytes here and {} bytes there",
-                ours.agreed_size, theirs.agreed_size
+                "volume {n}: the device has {} bytes here, where it is in use, and {} bytes there, \
+                 where the disk offers {}; give that node a disk at least as large, then `twinblk \
+                 down RES` and `twinblk up RES` there",
+                ours.agreed_size, theirs.agreed_size, theirs.disk_size
             ));
         }
         if theirs.disk_size < agreed {
@@ -445,7 +449,7 @@ impl Resource {
             if self.volumes[v].local.is_none() {
                 continue;
             }
-            self.adopt_size(v, &params.volumes[v]);
+            self.adopt_size(p, v, &params.volumes[v]);
             self.peers[p].volumes[v].lacks_current =
                 !same(fact.current, self.volumes[v].generations.current);
             self.peers[p].volumes[v].later = decision.direction == Direction::Later;
@@ -491,7 +495,7 @@ impl Resource {
         self.sync_start_progress(p);
     }
 
-    fn adopt_size(&mut self, v: usize, theirs: &VolumeParams) {
+    fn adopt_size(&mut self, p: usize, v: usize, theirs: &VolumeParams) {
         let ours = VolumeParams {
             volume: theirs.volume,
             disk_size: self.volumes[v].data_size(),
@@ -507,8 +511,14 @@ impl Resource {
         }
         let agreed = agreed_size(&ours, theirs);
         if agreed != ours.agreed_size {
-            self.set_agreed_size(v, agreed);
-            self.commit(v, false, None);
+            if ours.agreed_size == 0 {
+                self.set_agreed_size(v, agreed);
+                self.commit(v, false, None);
+            } else {
+                let node = self.peers[p].node;
+                self.take_size(v, agreed);
+                self.commit(v, true, Some(Waiter::SizeTaken(node, 0)));
+            }
         }
     }
 
@@ -572,11 +582,12 @@ fn direction_number(direction: Direction) -> i8 {
     }
 }
 
-/// The device's size both sides can carry: what was agreed before, else the smaller disk.
+/// The device's size both sides can carry: what was agreed before, else the smaller disk. A resize that
+/// was interrupted leaves two sizes.
 fn agreed_size(ours: &VolumeParams, theirs: &VolumeParams) -> u64 {
     match (ours.agreed_size, theirs.agreed_size) {
         (0, 0) => ours.disk_size.min(theirs.disk_size),
         (0, agreed) | (agreed, 0) => agreed,
-        (a, b) => a.min(b),
+        (a, b) => larger_if_possible([a, b], [ours.disk_size, theirs.disk_size]),
     }
 }

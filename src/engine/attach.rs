@@ -306,6 +306,27 @@ impl Resource {
                         self.peer_change_done(p, v, tid);
                     }
                 }
+                Waiter::Measured(id, size, force) => self.ask_resize(v, id, size, force),
+                Waiter::ResizeReady(node, link, tid) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.resize_ready(p, v, tid);
+                    } else {
+                        self.size_taken(None, v);
+                    }
+                }
+                Waiter::Resized(id, node, link, tid, was) => {
+                    let p = self.live_peer(node, link);
+                    self.resized(p, v, id, tid, was);
+                }
+                Waiter::SizeTaken(node, link) => {
+                    let p = self.live_peer(node, link);
+                    self.size_taken(p, v);
+                }
+                Waiter::Repair(node, link) => {
+                    if self.live_peer(node, link).is_some() {
+                        self.repair_ready();
+                    }
+                }
                 Waiter::Renegotiate(id, text) => {
                     let flags = self.volumes[v].local.as_ref().map(|l| l.superblock.flags);
                     if flags.is_some_and(|f| f.contains(MdFlags::WAS_UP_TO_DATE)) {
@@ -359,7 +380,7 @@ impl Resource {
                 // Its disk says Primary for ever; that this node is not is told to the peers.
                 Waiter::Demoted => self.demoted(),
                 Waiter::Stopped => self.stop_written(),
-                Waiter::Renegotiate(id, _) => {
+                Waiter::Renegotiate(id, _) | Waiter::Measured(id, ..) | Waiter::Resized(id, ..) => {
                     let refusal = crate::command::Refusal {
                         kind: crate::command::RefusalKind::NoDisk,
                         reason: reason.to_string(),
@@ -367,13 +388,15 @@ impl Resource {
                     };
                     self.done(id, Err(refusal));
                 }
-                Waiter::PeerChange(node, link, tid) => {
+                Waiter::PeerChange(node, link, tid) | Waiter::ResizeReady(node, link, tid) => {
                     if let Some(p) = self.live_peer(node, link) {
                         self.reply(p, tid, Some(reason.to_string()));
                     }
                 }
                 Waiter::Attached
                 | Waiter::Follows(..)
+                | Waiter::Repair(..)
+                | Waiter::SizeTaken(..)
                 | Waiter::ResyncReady(..)
                 | Waiter::ResyncFinished(..)
                 | Waiter::ResyncAdopted(..) => {}

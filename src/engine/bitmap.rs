@@ -183,6 +183,17 @@ impl Bitmap {
         Some((offset, (end << self.shift).min(self.size) - offset))
     }
 
+    /// These pages go to the disk, whatever is in them: there was no room for them before.
+    pub fn rewrite_pages(&mut self, pages: core::ops::Range<u64>) {
+        for page in pages {
+            let page = usize::try_from(page).unwrap_or(usize::MAX);
+            if page / 64 >= self.dirty.len() {
+                self.dirty.resize(page / 64 + 1, 0);
+            }
+            self.dirty[page / 64] |= 1 << (page % 64);
+        }
+    }
+
     /// Takes a page the disk does not have yet.
     pub fn take_dirty_page(&mut self) -> Option<u64> {
         let i = self.dirty.iter().position(|&w| w != 0)?;
@@ -369,6 +380,19 @@ mod tests {
             0,
             "half a block is not cleared"
         );
+    }
+
+    #[test]
+    fn pages_without_bits_are_written_when_there_is_room_for_them() {
+        let mut b = Bitmap::new(4096 * BITS_PER_PAGE, 4096);
+        b.rewrite_pages(1..130);
+        for page in 1..130 {
+            assert_eq!(b.take_dirty_page(), Some(page));
+            let block = b.encode_page(0, page);
+            let mut words = bitmap_pages::decode(&block[..], 0, page).expect("whole");
+            assert!(words.all(|word| word == 0));
+        }
+        assert_eq!(b.take_dirty_page(), None);
     }
 
     #[test]

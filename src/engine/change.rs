@@ -145,7 +145,16 @@ impl Resource {
                     }
                 }
             }
+            Change::Resize { .. } => self.resize_asked(p, tid, change),
             Change::InvalidateMe => self.reply(p, tid, None),
+            Change::Verify {
+                run,
+                you_lead,
+                repair,
+            } => {
+                let refusal = self.consent_to_verify(p, *run, *you_lead, *repair);
+                self.reply(p, tid, refusal);
+            }
         }
     }
 
@@ -319,14 +328,29 @@ impl Resource {
                     self.commit(v, true, Some(Waiter::Renegotiate(id, text)));
                 }
             }
-            (AskedWhat::InvalidatePeer(id) | AskedWhat::DeclareEqual(id, _), Some(refusal)) => {
+            (AskedWhat::Resize(id), None) => {
+                let text = "a consent to a resize without a size";
+                self.asked_failed(p, &asked, RefusalKind::Other, text);
+                self.protocol_error(p, format!("{text} (order {})", id.0));
+            }
+            (AskedWhat::Verify(id, run, leads, repair), None) => {
+                self.verify_granted(p, id, run, leads, repair);
+            }
+            (
+                AskedWhat::InvalidatePeer(id)
+                | AskedWhat::DeclareEqual(id, _)
+                | AskedWhat::Resize(id)
+                | AskedWhat::Verify(id, ..),
+                Some(refusal),
+            ) => {
                 self.done(id, Err(refusal));
             }
         }
     }
 
     /// The peer ended its change.
-    pub(crate) fn finish_received(&mut self, p: usize, tid: u64) {
+    pub(crate) fn finish_received(&mut self, p: usize, tid: u64, commit: bool) {
+        self.resize_finished(p, tid, commit);
         if let Some(link) = &mut self.peers[p].link
             && link.granted.is_some_and(|(t, _)| t == tid)
         {
@@ -369,7 +393,7 @@ impl Resource {
         }
     }
 
-    fn asked_failed(&mut self, p: usize, asked: &Asked, kind: RefusalKind, text: &str) {
+    pub(crate) fn asked_failed(&mut self, p: usize, asked: &Asked, kind: RefusalKind, text: &str) {
         let refusal = Refusal {
             kind,
             reason: text.to_string(),
@@ -378,7 +402,13 @@ impl Resource {
         match asked.what {
             AskedWhat::Promote => self.end_role_change(Err(refusal)),
             AskedWhat::Disconnect => self.leave(p),
-            AskedWhat::InvalidatePeer(id) | AskedWhat::DeclareEqual(id, _) => {
+            AskedWhat::InvalidatePeer(id)
+            | AskedWhat::DeclareEqual(id, _)
+            | AskedWhat::Resize(id) => {
+                self.done(id, Err(refusal));
+            }
+            AskedWhat::Verify(id, run, ..) => {
+                self.verify_given_up(p, run, text);
                 self.done(id, Err(refusal));
             }
         }

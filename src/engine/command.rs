@@ -36,6 +36,25 @@ pub enum Command {
         /// One peer, or the only one.
         peer: Option<NodeId>,
     },
+    /// Compare both copies block by block.
+    Verify {
+        /// One peer, or the only one.
+        peer: Option<NodeId>,
+        /// Copy what differs at the end.
+        repair: bool,
+    },
+    /// End a running verify.
+    VerifyStop {
+        /// One peer, or all.
+        peer: Option<NodeId>,
+    },
+    /// Give the device another size.
+    Resize {
+        /// Bytes; as many as both disks carry when absent.
+        size: Option<u64>,
+        /// It may get smaller.
+        force: bool,
+    },
     /// Start a new generation.
     NewCurrentUuid {
         /// Both copies are declared equal: skip the initial sync.

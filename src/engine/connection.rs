@@ -182,6 +182,9 @@ impl Resource {
             self.set_replication(p, v, ReplState::Off, &reason);
             self.set_peer_disk(p, v, DiskState::DUnknown, &reason);
             self.drop_resync(p, v);
+            self.drop_verify(p, v, &reason);
+            self.volumes[v].resize_to = None;
+            self.peers[p].volumes[v].ended_verify = None;
             self.peers[p].volumes[v].start = SyncStart::default();
             self.peers[p].volumes[v].later = false;
             self.peers[p].volumes[v].told_in_step = None;
@@ -300,6 +303,8 @@ impl Resource {
             | Kind::ResyncData
             | Kind::ResyncZeroes => return self.peer_write(p, header, body),
             Kind::Barrier => return self.barrier_received(p, &header),
+            Kind::VerifyAsk => return self.verify_asked(p, header),
+            Kind::OutOfSync => return self.out_of_sync_received(p, &header),
             Kind::RecvAck | Kind::WriteAck | Kind::ResyncAck => {
                 return self.ack_received(p, &header);
             }
@@ -320,6 +325,7 @@ impl Resource {
         }
         match (header.kind, body) {
             (Kind::Bitmap, Body::Bytes(bytes)) => self.bitmap_received(p, &header, &bytes),
+            (Kind::VerifyDigests, Body::Bytes(bytes)) => self.digests_received(p, &header, bytes),
             (Kind::Message, Body::Message(message)) => self.message(p, message),
             (Kind::Goodbye, Body::Bytes(bytes)) => {
                 let reason = String::from_utf8_lossy(&bytes).to_string();

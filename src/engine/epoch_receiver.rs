@@ -111,6 +111,11 @@ impl EpochReceiver {
             .any(|e| e.number < epoch && e.barrier == Some(true))
     }
 
+    /// If a write that arrived now had to be held: the epoch to hold it under.
+    pub(crate) fn holds_now(&self) -> Option<u64> {
+        self.must_hold(self.open).then_some(self.open)
+    }
+
     /// Keeps a write back.
     pub(crate) fn hold(&mut self, epoch: u64, request: PeerRequestKey) {
         self.held.push_back((epoch, request));

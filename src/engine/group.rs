@@ -128,7 +128,7 @@ impl Resource {
         }
         let me = self
             .leader()
-            .is_some_and(|p| self.peers[p].volumes[v].replication == ReplState::Established);
+            .is_some_and(|p| self.peers[p].volumes[v].mirrors());
         let state = if me && self.peers[x].volumes[v].fed {
             ReplState::Established
         } else {
@@ -191,13 +191,8 @@ impl Resource {
             self.set_peer_flag(v, node, PeerFlags::FOLLOWED, true);
             self.commit(v, false, None);
         }
-        let in_step = |x: &Peer| {
-            x.is_parked()
-                || x.is_agreed()
-                    && x.volumes
-                        .iter()
-                        .all(|v| v.replication == ReplState::Established)
-        };
+        let in_step =
+            |x: &Peer| x.is_parked() || x.is_agreed() && x.volumes.iter().all(PeerVolume::mirrors);
         self.renegotiate_others(p, "a Primary is connected", |x| !in_step(x));
     }
 
@@ -271,7 +266,7 @@ impl Resource {
         if !self.is_group() {
             return self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
         }
-        let in_step = |x: &Peer| x.volumes[v].replication == ReplState::Established;
+        let in_step = |x: &Peer| x.volumes[v].mirrors();
         if self.peers.iter().all(in_step) {
             self.crash_is_over(v);
         }
@@ -328,9 +323,7 @@ impl Resource {
     /// Nodes that get all writes and lack nothing, this one included.
     pub(crate) fn in_step(&self, v: usize) -> u16 {
         let complete = |p: &&Peer| {
-            p.receives(v)
-                && p.volumes[v].replication == ReplState::Established
-                && p.volumes[v].disk == DiskState::UpToDate
+            p.receives(v) && p.volumes[v].mirrors() && p.volumes[v].disk == DiskState::UpToDate
         };
         self.peers
             .iter()
@@ -388,7 +381,7 @@ impl Resource {
             return self.protocol_error(p, text);
         }
         let mine = self.volumes[v].generations.current;
-        let whole = self.peers[p].volumes[v].replication == ReplState::Established;
+        let whole = self.peers[p].volumes[v].mirrors();
         self.members_told(p, v, in_step);
         if same(previous, current) {
             if whole && same(mine, current) {
@@ -551,12 +544,7 @@ impl Resource {
     /// The target has adopted: with whom else the two are not in step is to be found out.
     pub(crate) fn compare_with_others(&mut self, p: usize) {
         if self.is_group() && self.leader().is_none() {
-            let in_step = |x: &Peer| {
-                !x.is_parked()
-                    && x.volumes
-                        .iter()
-                        .all(|v| v.replication == ReplState::Established)
-            };
+            let in_step = |x: &Peer| !x.is_parked() && x.volumes.iter().all(PeerVolume::mirrors);
             self.renegotiate_others(p, "a resync is over", |x| !in_step(x));
         }
     }

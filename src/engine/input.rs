@@ -91,6 +91,22 @@ pub enum Input {
     Client(ClientRequest),
     /// A read, write, zero or flush on the data disk ended.
     Disk(DiskDone),
+    /// The answer to [`crate::output::Output::DiskDigest`].
+    Digest {
+        /// The operation.
+        op: OpId,
+        /// [`twinblk_protocol::digest::digests`] of what was read, or the errno.
+        result: Result<Box<[u8]>, i32>,
+    },
+    /// The answer to [`crate::output::Output::MeasureDisk`].
+    Measured {
+        /// Volume.
+        volume: VolumeId,
+        /// Bytes of the disk, or the errno.
+        disk: Result<u64, i32>,
+        /// Bytes of a metadata device of its own that ends where it ends (no file, which grows).
+        meta: Option<u64>,
+    },
     /// A metadata write or flush ended.
     Meta {
         /// The operation.

@@ -55,12 +55,15 @@ mod connection;
 mod group;
 mod peer;
 mod resync;
+mod verify;
+mod verify_order;
 
 // States and orders.
 mod attach;
 mod change;
 mod orders;
 mod picture;
+mod resize;
 mod role;
 mod volume;
 

@@ -48,6 +48,9 @@ impl Resource {
             Command::Disconnect { peer } => self.order_disconnect(id, peer),
             Command::Invalidate => self.order_invalidate(id),
             Command::InvalidateRemote { peer } => self.order_invalidate_remote(id, peer),
+            Command::Verify { peer, repair } => self.order_verify(id, peer, repair),
+            Command::VerifyStop { peer } => self.order_verify_stop(id, peer),
+            Command::Resize { size, force } => self.order_resize(id, size, force),
             Command::NewCurrentUuid { clear_bitmap } => self.order_new_uuid(id, clear_bitmap),
             Command::SetOptions(options) => {
                 self.cfg.options = *options;
@@ -72,7 +75,7 @@ impl Resource {
         self.out.push(Output::CommandDone { id, result });
     }
 
-    fn chosen_peers(&self, peer: Option<NodeId>) -> Result<Vec<usize>, Refusal> {
+    pub(crate) fn chosen_peers(&self, peer: Option<NodeId>) -> Result<Vec<usize>, Refusal> {
         let chosen: Vec<usize> = (0..self.peers.len())
             .filter(|&p| peer.is_none_or(|node| self.peers[p].node == node))
             .collect();
@@ -171,7 +174,7 @@ impl Resource {
         }
     }
 
-    fn agreed_peer(&self, peer: Option<NodeId>) -> Result<usize, Refusal> {
+    pub(crate) fn agreed_peer(&self, peer: Option<NodeId>) -> Result<usize, Refusal> {
         let chosen = self.chosen_peers(peer)?;
         match chosen.iter().find(|&&p| self.peers[p].is_agreed()) {
             Some(&p) => Ok(p),
@@ -312,7 +315,7 @@ impl Resource {
             }
         }
         let linked = self.peers.iter().any(|p| p.link.is_some());
-        if linked || !self.receivers_idle() || self.chunks.len() > 0 {
+        if linked || !self.receivers_idle() || self.chunks.len() + self.ranges.len() > 0 {
             return;
         }
         let Some(stopping) = &mut self.stopping else {

@@ -70,6 +70,24 @@ pub enum Output {
         /// Where to.
         buf: Option<BufId>,
     },
+    /// Read from the data disk and tell the digests of what is there
+    /// ([`crate::input::Input::Digest`]); the data go nowhere.
+    DiskDigest {
+        /// Comes back in the completion.
+        op: OpId,
+        /// Volume.
+        volume: VolumeId,
+        /// Bytes from the start.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Look how large the disk is now, and let all of it be used from now on (of a disk with internal
+    /// metadata: only look).
+    MeasureDisk {
+        /// Volume.
+        volume: VolumeId,
+    },
     /// Write to the data disk.
     DiskWrite {
         /// Comes back in the completion.

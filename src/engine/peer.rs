@@ -10,6 +10,7 @@ use crate::resync::Resync;
 use crate::time::Instant;
 use crate::transfer_log::TransferLog;
 use crate::unsettled::Unsettled;
+use crate::verify::{Verify, is_verify};
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -85,6 +86,9 @@ pub(crate) enum AskedWhat {
     Disconnect,
     InvalidatePeer(CommandId),
     DeclareEqual(CommandId, u64),
+    Resize(CommandId),
+    /// Number of the verify, whether this side leads, whether it repairs.
+    Verify(CommandId, u64, bool, bool),
 }
 
 /// How far the start of a resync of one volume is.
@@ -114,6 +118,13 @@ pub(crate) struct PeerVolume {
     pub(crate) disk: DiskState,
     pub(crate) start: SyncStart,
     pub(crate) resync: Option<Resync>,
+    pub(crate) verify: Option<Verify>,
+    /// What came of the last verify, in words.
+    pub(crate) verified: Option<String>,
+    /// The verify that ended last on this link: frames of it may still be on their way.
+    pub(crate) ended_verify: Option<u64>,
+    /// The last verify found something that is to be repaired here.
+    pub(crate) repair_due: bool,
     /// The peer is known not to have our current generation. A bitmap UUID alone does not prove it:
     /// the end of a resync, or of a leftover, may not have reached the disk before a crash, and the
     /// peer may have our generation and may have gone on from it.
@@ -129,6 +140,11 @@ pub(crate) struct PeerVolume {
 }
 
 impl PeerVolume {
+    /// The copies are in step but for what is under way (a verify changes nothing in that).
+    pub(crate) fn mirrors(&self) -> bool {
+        self.replication == ReplState::Established || is_verify(self.replication)
+    }
+
     /// The end of a resync from this peer is on its way to the disk.
     pub(crate) fn adopts(&self) -> bool {
         self.resync.as_ref().is_some_and(Resync::is_adopting)
@@ -165,6 +181,8 @@ pub(crate) struct Peer {
     pub(crate) settling: VecDeque<u64>,
     pub(crate) settled: u64,
     pub(crate) settled_told: u64,
+    /// Ranges the peer asked to have the digests of.
+    pub(crate) asked_ranges: usize,
 }
 
 impl Peer {
@@ -187,6 +205,10 @@ impl Peer {
                     disk: DiskState::DUnknown,
                     start: SyncStart::default(),
                     resync: None,
+                    verify: None,
+                    verified: None,
+                    ended_verify: None,
+                    repair_due: false,
                     lacks_current: false,
                     fed: false,
                     later: false,
@@ -205,20 +227,23 @@ impl Peer {
             settling: VecDeque::new(),
             settled: 0,
             settled_told: 0,
+            asked_ranges: 0,
         }
     }
 
     /// Whether writes of this volume are sent to the peer now (otherwise they set bits).
     pub(crate) fn receives(&self, volume: usize) -> bool {
-        matches!(
-            self.volumes[volume].replication,
-            ReplState::Established | ReplState::SyncSource | ReplState::PausedSyncS
-        ) && self
-            .link
-            .as_ref()
-            .is_some_and(|l| l.phase == Phase::Agreed && !l.parked)
-            && self.volumes[volume].disk >= DiskState::Inconsistent
-            && self.volumes[volume].disk != DiskState::DUnknown
+        let pv = &self.volumes[volume];
+        let sent = pv.mirrors()
+            || matches!(
+                pv.replication,
+                ReplState::SyncSource | ReplState::PausedSyncS
+            );
+        let compared = |l: &Link| l.phase == Phase::Agreed && !l.parked;
+        sent && !pv.later
+            && self.link.as_ref().is_some_and(compared)
+            && pv.disk >= DiskState::Inconsistent
+            && pv.disk != DiskState::DUnknown
     }
 
     /// Ends a dry run: everything is as before it. Answers who ordered it.

@@ -20,7 +20,7 @@ use twinblk_protocol::frame::{Header, Kind, flags};
 /// Names a [`PeerRequest`].
 pub(crate) type PeerRequestKey = Key<PeerRequest>;
 
-/// A write that came from a peer.
+/// A write that came from a peer, or its question for the digests of a range.
 #[derive(Debug)]
 pub(crate) struct PeerRequest {
     /// Index of the peer.
@@ -101,7 +101,7 @@ impl Resource {
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
         let allowed = match state {
             ReplState::SyncTarget | ReplState::PausedSyncT => true,
-            ReplState::Established => !resync,
+            ReplState::Established | ReplState::VerifyS | ReplState::VerifyT => !resync,
             _ => false,
         };
         if !allowed || !self.peers[peer].is_agreed() || self.peers[peer].is_parked() {
@@ -121,7 +121,7 @@ impl Resource {
         let fits = header
             .offset
             .checked_add(header.size)
-            .is_some_and(|end| end <= v.size());
+            .is_some_and(|end| end <= v.device_size());
         let aligned = header.offset.is_multiple_of(block) && header.size.is_multiple_of(block);
         let bulk = matches!(header.kind, Kind::Write | Kind::ResyncData);
         if !fits || !aligned || header.size == 0 || bulk != has_buf {
@@ -133,16 +133,18 @@ impl Resource {
         Ok(())
     }
 
-    fn lock_peer_write(&mut self, key: PeerRequestKey) {
+    pub(crate) fn lock_peer_write(&mut self, key: PeerRequestKey) {
         let Some(r) = self.peer_requests.get(key) else {
             return;
         };
         let (volume, offset, size) = (r.volume, r.header.offset, r.header.size);
+        let mode = if r.header.kind == Kind::VerifyAsk {
+            Mode::Shared
+        } else {
+            Mode::Exclusive
+        };
         let owner = LockOwner::Peer(key);
-        match self.volumes[volume]
-            .lock
-            .acquire(offset, size, Mode::Exclusive, owner)
-        {
+        match self.volumes[volume].lock.acquire(offset, size, mode, owner) {
             Acquired::Granted(lock) => self.start_peer_write(key, lock),
             Acquired::Waiting(_) => {}
         }
@@ -155,6 +157,9 @@ impl Resource {
             return;
         };
         r.lock = Some(lock);
+        if r.header.kind == Kind::VerifyAsk {
+            return self.read_asked(key);
+        }
         if self.volumes[r.volume].disk == DiskState::Failed {
             return self.doomed.push_back(key);
         }

@@ -2,7 +2,7 @@
 
 use crate::ids::VolumeId;
 use crate::resource::Resource;
-use crate::status::{PeerStatus, PeerVolumeStatus, Status, VolumeStatus};
+use crate::status::{PeerStatus, PeerVolumeStatus, Status, VerifyProgress, VolumeStatus};
 use crate::time::Instant;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -61,6 +61,11 @@ impl Resource {
                             .resync
                             .as_ref()
                             .map(|r| r.rate.progress(now, r.total, out_of_sync)),
+                        verify: pv.verify.as_ref().map(|run| VerifyProgress {
+                            progress: run.rate.progress(now, run.total, run.total - run.checked),
+                            different: run.different,
+                        }),
+                        verified: pv.verified.clone(),
                     }
                 })
                 .collect(),

@@ -17,6 +17,7 @@ use crate::rng::Rng;
 use crate::role::RoleChange;
 use crate::slots::{Key, Slots};
 use crate::time::Instant;
+use crate::verify::{Range, RangeKey};
 use crate::volume::{LockOwner, Volume};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
@@ -33,6 +34,9 @@ pub(crate) enum Op {
     /// Flush of a peer's epoch (peer index, volume).
     EpochFlush(usize, VolumeId),
     ResyncRead(ChunkKey),
+    /// Digests of a range this side compares, and of one the peer asked for.
+    VerifyRead(RangeKey),
+    PeerDigest(PeerRequestKey),
     /// Flush of a volume's data when it is attached (by index).
     AttachFlush(usize),
     DemoteFlush,
@@ -72,6 +76,7 @@ pub struct Resource {
     pub(crate) requests: Slots<Request>,
     pub(crate) peer_requests: Slots<PeerRequest>,
     pub(crate) chunks: Slots<Chunk>,
+    pub(crate) ranges: Slots<Range>,
     pub(crate) ops: Slots<Op>,
     /// Writes that hold their range and wait for the gate, in order of arrival.
     pub(crate) gated: VecDeque<RequestKey>,
@@ -115,6 +120,7 @@ impl Resource {
             requests: Slots::default(),
             peer_requests: Slots::default(),
             chunks: Slots::default(),
+            ranges: Slots::default(),
             ops: Slots::default(),
             gated: VecDeque::new(),
             held: Vec::new(),
@@ -150,6 +156,12 @@ impl Resource {
             }
             Input::Client(request) => self.client_request(request),
             Input::Disk(done) => self.disk_done(done),
+            Input::Digest { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
+                Some(Op::VerifyRead(key)) => self.range_read(key, result),
+                Some(Op::PeerDigest(key)) => self.asked_read(key, result),
+                _ => {}
+            },
+            Input::Measured { volume, disk, meta } => self.measured(volume, disk, meta),
             Input::Meta { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
                 Some(Op::MetaPage(v)) => self.meta_page_done(v, result),
                 Some(Op::MetaFlush(v)) => self.meta_flush_done(v, result),
@@ -215,6 +227,7 @@ impl Resource {
             self.try_adopt(p);
             self.resync_checkpoint(p);
             self.pump_resync(p);
+            self.pump_verify(p);
         }
         self.try_send_facts();
         self.tell_members();
@@ -236,7 +249,14 @@ impl Resource {
             Some(Op::ResyncRead(key)) => self.chunk_read(key, done.result, done.zero, done.buf),
             Some(Op::AttachFlush(v)) => self.attach_flushed(v, done.result),
             Some(Op::DemoteFlush) => self.demote_flushed(done.result),
-            Some(Op::MetaPage(_) | Op::MetaFlush(_) | Op::MetaSuperblock(_)) | None => {}
+            Some(
+                Op::VerifyRead(_)
+                | Op::PeerDigest(_)
+                | Op::MetaPage(_)
+                | Op::MetaFlush(_)
+                | Op::MetaSuperblock(_),
+            )
+            | None => {}
         }
     }
 
@@ -250,7 +270,7 @@ impl Resource {
             Message::State { role, disks } => self.state_received(p, role, &disks),
             Message::Prepare { tid, change } => self.prepare_received(p, tid, change),
             Message::PrepareReply { tid, refusal } => self.prepare_reply_received(p, tid, refusal),
-            Message::Finish { tid, .. } => self.finish_received(p, tid),
+            Message::Finish { tid, commit } => self.finish_received(p, tid, commit),
             Message::BitmapReady { volume: n, base } => match volume(self, n) {
                 Some(v) => self.bitmap_ready_received(p, v, base),
                 None => self.protocol_error(p, "unknown volume".to_string()),
@@ -281,6 +301,19 @@ impl Resource {
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
             Message::Settled { writes } => self.settled_received(p, writes),
+            Message::VerifyFinished {
+                volume: n,
+                run,
+                checked,
+                different,
+            } => match volume(self, n) {
+                Some(v) => self.verify_finished_received(p, v, run, checked, different),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::VerifyEnded { run, reason } => self.verify_ended_received(p, run, &reason),
+            Message::ResizeReady { tid, volume, size } => {
+                self.resize_ready_received(p, tid, volume, size);
+            }
             Message::ResyncPause { .. } => {
                 let text = "a message of a feature that was not negotiated".to_string();
                 self.protocol_error(p, text);
@@ -296,6 +329,7 @@ impl Resource {
                     self.link_deadline(p),
                     self.orders_deadline(p),
                     self.resync_deadline(p),
+                    self.verify_deadline(p),
                 ]
             })
             .flatten()
@@ -350,6 +384,7 @@ impl Resource {
                 LockOwner::Client(key) => self.gated.push_back(key),
                 LockOwner::Peer(key) => self.start_peer_write(key, lock),
                 LockOwner::Resync(key) => self.read_chunk(key, lock),
+                LockOwner::Verify(key) => self.read_range(key, lock),
             }
         }
         self.granted = granted;

@@ -203,7 +203,7 @@ impl Resource {
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, true);
             self.volumes[v].generations.set_primary_bit(true);
-            let size = self.volumes[v].size();
+            let size = self.volumes[v].device_size();
             self.set_agreed_size(v, size);
             self.commit(v, true, Some(Waiter::Promoted));
         }

@@ -21,6 +21,15 @@ pub struct ResyncProgress {
     pub limited_by: &'static str,
 }
 
+/// Progress of an online verify.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// How far, how fast.
+    pub progress: ResyncProgress,
+    /// Bytes found to differ so far.
+    pub different: u64,
+}
+
 /// A volume towards one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerVolumeStatus {
@@ -34,6 +43,10 @@ pub struct PeerVolumeStatus {
     pub out_of_sync: u64,
     /// Running resync.
     pub resync: Option<ResyncProgress>,
+    /// Running verify.
+    pub verify: Option<VerifyProgress>,
+    /// What came of the last verify, in words.
+    pub verified: Option<String>,
 }
 
 /// One peer.

@@ -10,8 +10,10 @@ use crate::metadata::superblock::Superblock;
 use crate::overlap::OverlapLock;
 use crate::peer_request::PeerRequestKey;
 use crate::request::RequestKey;
+use crate::resize::Measuring;
 use crate::resync::ChunkKey;
 use crate::time::Instant;
+use crate::verify::RangeKey;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -24,6 +26,8 @@ pub(crate) enum LockOwner {
     Peer(PeerRequestKey),
     /// A resync read.
     Resync(ChunkKey),
+    /// A range that is compared.
+    Verify(RangeKey),
 }
 
 /// What is to be done when a metadata commit is stable.
@@ -49,6 +53,16 @@ pub(crate) enum Waiter {
     PeerChange(NodeId, u64, u64),
     /// The Primary's new generation is on the disk: confirm it (link number).
     Follows(NodeId, u64),
+    /// That this copy is to be repaired is on the disk (link number).
+    Repair(NodeId, u64),
+    /// What the own disk carries is on it: the order, the size wanted, by force.
+    Measured(CommandId, Option<u64>, bool),
+    /// A peer that asked for a resize may be told that this node is ready (link, transaction).
+    ResizeReady(NodeId, u64, u64),
+    /// A resize ordered here is on the disk (order, peer, link, transaction, size before).
+    Resized(CommandId, NodeId, u64, u64, u64),
+    /// A size is on the disk; the peer, if any, is talked to anew (link).
+    SizeTaken(NodeId, u64),
     /// A change of our own is on the disk: finish the command and talk to the peers anew.
     Renegotiate(CommandId, &'static str),
 }
@@ -81,6 +95,12 @@ pub(crate) struct Volume {
     /// Another one is needed as soon as this one is through.
     pub(crate) bump_again: bool,
     pub(crate) no_volatile_cache: bool,
+    /// A resize waits for the size of the disk.
+    pub(crate) measuring: Option<Measuring>,
+    /// A peer asked for this size (transaction, bytes).
+    pub(crate) resize_to: Option<(u64, u64)>,
+    /// A new size is not on the disk yet: clients see this one.
+    pub(crate) clients_see: Option<u64>,
 }
 
 impl Volume {
@@ -99,6 +119,9 @@ impl Volume {
             bump_committed: false,
             bump_again: false,
             no_volatile_cache: false,
+            measuring: None,
+            resize_to: None,
+            clients_see: None,
         }
     }
 
@@ -128,8 +151,13 @@ impl Volume {
         self.local.as_ref().map_or(0, |l| l.layout.data_size)
     }
 
-    /// Size of the device in bytes: what was agreed with the peers, else this disk's.
+    /// Size of the device in bytes as clients see it.
     pub(crate) fn size(&self) -> u64 {
+        self.clients_see.unwrap_or_else(|| self.device_size())
+    }
+
+    /// Size of the device in bytes: what was agreed with the peers, else this disk's.
+    pub(crate) fn device_size(&self) -> u64 {
         self.local
             .as_ref()
             .map_or(0, |l| match l.superblock.agreed_size {

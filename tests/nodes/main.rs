@@ -12,6 +12,8 @@ mod interrupted_resync;
 mod keepalive;
 mod link_cut;
 mod primary_killed;
+mod resize;
 mod roles;
 mod secondary_killed;
 mod split_brain;
+mod verify;

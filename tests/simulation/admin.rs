@@ -206,17 +206,36 @@ impl World {
                 dry_run: true,
             },
             66..=71 => Command::Invalidate,
-            72..=77 => Command::InvalidateRemote { peer: None },
-            78..=80 => Command::NewCurrentUuid {
+            72..=76 => Command::InvalidateRemote { peer: None },
+            77..=78 => Command::NewCurrentUuid {
                 clear_bitmap: self.admin.rng.per_mille(700),
             },
-            81..=88 => Command::SetOptions(Box::new(self.some_options())),
+            79..=85 => Command::Verify {
+                peer: None,
+                repair: self.admin.rng.per_mille(500),
+            },
+            86 => Command::VerifyStop { peer: None },
+            87..=89 => self.some_size(),
+            90..=92 => Command::SetOptions(Box::new(self.some_options())),
             _ => Command::Stop {
                 force: self.admin.rng.per_mille(700),
             },
         };
         if self.nodes[n].paused_until <= self.now {
             self.order(n, command);
+        }
+    }
+
+    /// A size that leaves alone what the clients use.
+    fn some_size(&mut self) -> Command {
+        let block = 8;
+        let least = self.plan.span.max(self.plan.sectors / 4).div_ceil(block);
+        let most = self.plan.sectors / block;
+        let blocks = least + self.admin.rng.index(most.saturating_sub(least) + 1);
+        let size = (blocks * block) as u64 * 512;
+        Command::Resize {
+            size: self.admin.rng.per_mille(700).then_some(size),
+            force: self.admin.rng.per_mille(900),
         }
     }
 
@@ -440,6 +459,10 @@ fn word(command: &Command) -> &'static str {
         Command::Disconnect { .. } => "disconnect",
         Command::Invalidate => "invalidate",
         Command::InvalidateRemote { .. } => "invalidate-remote",
+        Command::Verify { repair: false, .. } => "verify",
+        Command::Verify { repair: true, .. } => "verify --repair",
+        Command::VerifyStop { .. } => "verify --stop",
+        Command::Resize { .. } => "resize",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
         Command::SetOptions(_) => "adjust",
         Command::Stop { .. } => "down",

@@ -183,6 +183,16 @@ fn expected() -> Vec<String> {
         "replication SyncSource→Off",
         "replication SyncTarget→Off",
         "replication Established→Off",
+        "replication Established→VerifyS",
+        "replication Established→VerifyT",
+        "replication VerifyS→Established",
+        "replication VerifyT→Established",
+        "replication VerifyS→Off",
+        "replication VerifyT→Off",
+        "order resize done",
+        "order resize refused",
+        "verify finished",
+        "verify ended early",
     ];
     let served = ["read", "write", "trim", "zeroes", "flush"].map(|k| format!("served {k}"));
     faults

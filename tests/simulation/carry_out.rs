@@ -1,17 +1,28 @@
 //! What an engine wants, done by the simulated machine; and the ends of disk operations.
 
 use crate::disk::{SECTOR, Stamp};
-use crate::node::Op;
+use crate::node::{Op, VOLUME};
 use crate::plan::MS;
 use crate::world::{Due, World};
 use twinblk_engine::ids::{BufId, OpId};
 use twinblk_engine::input::{DiskDone, Input};
 use twinblk_engine::output::{Output, SendBody};
+use twinblk_protocol::digest::{DIGEST_BLOCK, digests};
 
 const EIO: i32 = 5;
 
 fn sector(offset: u64) -> usize {
     usize::try_from(offset / SECTOR).expect("small")
+}
+
+/// What stands for the digests of real blocks.
+fn digests_of(content: &[Stamp]) -> Box<[u8]> {
+    let mut all = Vec::new();
+    for block in content.chunks(DIGEST_BLOCK / 512) {
+        let bytes: Vec<u8> = block.iter().flat_map(|s| s.to_le_bytes()).collect();
+        all.extend_from_slice(&digests(&bytes));
+    }
+    all.into_boxed_slice()
 }
 
 impl World {
@@ -28,6 +39,12 @@ impl World {
                 let (first, count) = (sector(offset), sector(len.into()));
                 let buf = buf.map(|b| b.0);
                 self.start_op(n, op, Op::Read { first, count, buf });
+            }
+            Output::DiskDigest {
+                op, offset, len, ..
+            } => {
+                let (first, count) = (sector(offset), sector(len.into()));
+                self.start_op(n, op, Op::Digest { first, count });
             }
             Output::DiskWrite {
                 op,
@@ -86,6 +103,10 @@ impl World {
                 self.start_op(n, op, Op::MetaWrite { offset, bytes, fua });
             }
             Output::MetaFlush { op, .. } => self.start_op(n, op, Op::MetaFlush),
+            Output::MeasureDisk { .. } => {
+                let life = self.nodes[n].life;
+                self.after(MS / 100, Due::Measured(n, life));
+            }
             Output::Send {
                 peer,
                 channel,
@@ -137,6 +158,11 @@ impl World {
                 trace.mix(*offset);
                 trace.mix(u64::from(*len));
             }
+            Output::DiskDigest { offset, len, .. } => {
+                trace.mix(10);
+                trace.mix(*offset);
+                trace.mix(u64::from(*len));
+            }
             Output::DiskWrite { offset, len, .. } => {
                 trace.mix(2);
                 trace.mix(*offset);
@@ -170,6 +196,7 @@ impl World {
             Output::MetaFlush { .. } => trace.mix(5),
             Output::ReleaseBuf(buf) => trace.mix(u64::from(buf.0)),
             Output::CloseLink { .. } => trace.mix(6),
+            Output::MeasureDisk { .. } => trace.mix(11),
             Output::WantLink { want, .. } => trace.mix(7 + u64::from(*want)),
             Output::Stopped => trace.mix(9),
         }
@@ -206,7 +233,7 @@ impl World {
         let faults = &mut self.nodes[n].faults;
         let fails = faults.dead
             || match op {
-                Op::Read { .. } => core::mem::take(&mut faults.read),
+                Op::Read { .. } | Op::Digest { .. } => core::mem::take(&mut faults.read),
                 Op::Write { .. } => core::mem::take(&mut faults.write),
                 Op::Flush => core::mem::take(&mut faults.flush),
                 Op::MetaWrite { .. } | Op::MetaFlush => core::mem::take(&mut faults.meta),
@@ -225,6 +252,7 @@ impl World {
         self.trace.line(self.now, || {
             let what = match &op {
                 Op::Read { first, count, .. } => format!("read {first}+{count}"),
+                Op::Digest { first, count } => format!("digests {first}+{count}"),
                 Op::Write { first, content, .. } => format!("write {first}+{}", content.len()),
                 Op::Flush => "flush".to_owned(),
                 Op::MetaWrite { offset, bytes, fua } => {
@@ -258,6 +286,13 @@ impl World {
                     None => done.buf = Some(BufId(node.new_buf(content))),
                 }
                 Input::Disk(done)
+            }
+            Op::Digest { first, count } => {
+                let all = result.map(|()| digests_of(&node.disk.data()[first..first + count]));
+                Input::Digest {
+                    op: OpId(number),
+                    result: all,
+                }
             }
             Op::Write {
                 first,
@@ -302,5 +337,14 @@ impl World {
             }
         };
         self.feed(n, input);
+    }
+
+    pub(crate) fn measured(&mut self, n: usize, life: u64) {
+        if self.nodes[n].life != life {
+            return;
+        }
+        let (volume, meta) = (VOLUME, None);
+        let disk = Ok(self.nodes[n].disk.size());
+        self.feed(n, Input::Measured { volume, disk, meta });
     }
 }

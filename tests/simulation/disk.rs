@@ -80,6 +80,14 @@ impl Disk {
         &self.now
     }
 
+    /// A sector changes by itself.
+    pub fn rot(&mut self, sector: usize) {
+        let other = self.now[sector] ^ 1 << 60;
+        self.now[sector] = other;
+        self.stable[sector] = other;
+        self.forget_data(sector, 1);
+    }
+
     /// Writes data.
     pub fn write(&mut self, first: usize, content: &[Stamp], fua: bool) {
         self.now[first..first + content.len()].copy_from_slice(content);

@@ -99,7 +99,12 @@ impl World {
                     !self.clients.requests.is_empty() || !self.all_links_are_empty()
                 };
                 if !busy && self.nodes[a].disk.data() != self.nodes[b].disk.data() {
-                    let differ = self.difference(a, b);
+                    let mut differ = self.difference(a, b);
+                    let rotten = |s| [a, b].iter().any(|&n| self.rotten.contains(&(n, s)));
+                    differ.retain(|&s| !rotten(s));
+                    if differ.is_empty() {
+                        continue;
+                    }
                     let text = format!(
                         "{} and {} call each other UpToDate and differ in sectors {differ:?}",
                         name(a),
@@ -150,7 +155,10 @@ impl World {
         };
         let size = self.nodes[source].disk.data().len() as u64 * 512;
         let marked = engine.dirty_ranges(VOLUME, 0, size, usize::MAX);
-        for s in differ {
+        // What lies behind the end of the device is nobody's.
+        let status = engine.status(self.nodes[source].clock(self.now));
+        let end = status.volumes[0].size;
+        for s in differ.into_iter().filter(|&s| (s as u64) * 512 < end) {
             let at = s as u64 * 512;
             let covered = marked
                 .iter()

@@ -29,6 +29,13 @@ pub enum Op {
         /// Buffer given.
         buf: Option<u32>,
     },
+    /// A read of which only the digests are wanted.
+    Digest {
+        /// First sector.
+        first: usize,
+        /// Sectors.
+        count: usize,
+    },
     /// A write or zeroing.
     Write {
         /// First sector.
@@ -263,7 +270,7 @@ impl Node {
                         self.disk.write_meta(offset, &bytes, false);
                     }
                 }
-                Op::Read { .. } | Op::Flush | Op::MetaFlush => {}
+                Op::Read { .. } | Op::Digest { .. } | Op::Flush | Op::MetaFlush => {}
             }
         }
         self.bufs.clear();
@@ -297,7 +304,14 @@ impl Node {
     pub fn sends_to(&self, n: usize) -> bool {
         let gone = [DiskState::DUnknown, DiskState::Failed, DiskState::Diskless];
         let (state, disk) = (self.replication[n].0, self.peer_disk[n]);
-        matches!(state, ReplState::Established | ReplState::SyncSource) && !gone.contains(&disk)
+        let mirrors = matches!(
+            state,
+            ReplState::Established
+                | ReplState::SyncSource
+                | ReplState::VerifyS
+                | ReplState::VerifyT
+        );
+        mirrors && !gone.contains(&disk)
     }
 }
 

@@ -304,6 +304,17 @@ impl Oracle {
         self.copies[node].expendable = true;
     }
 
+    /// A sector behind the end of the device holds this on some copy: if the device grows, that may
+    /// come to be its content.
+    pub fn unknown(&mut self, s: usize, stamp: Stamp) {
+        let value = Value { write: 0, stamp };
+        for copy in &mut self.copies {
+            copy.running[s].push(value);
+            copy.killed[s].push(value);
+            copy.unpowered[s].push(value);
+        }
+    }
+
     /// An administrator declared this node's content current, whatever it is.
     pub fn declared_current(&mut self, node: usize, content: &[Stamp]) {
         self.lineages_mixed = true;

@@ -45,8 +45,8 @@ impl World {
                 self.trace.count(&format!("replication {from:?}→{to:?}"));
                 let m = usize::from(peer.0);
                 self.nodes[n].replication[m].0 = to;
-                if from == ReplState::SyncSource && to == ReplState::Established {
-                    // Sending went on all the while.
+                if to == ReplState::Established {
+                    // From a resync or a verify: sending went on all the while.
                     return;
                 }
                 match to {
@@ -61,7 +61,24 @@ impl World {
                 self.nodes[n].peer_disk[usize::from(peer.0)] = to;
                 self.trace.count(&format!("peer disk {from:?}→{to:?}"));
             }
-            What::Incident => {}
+            What::Incident => self.verify_told(n, &event.cause),
+        }
+    }
+
+    /// A verify finds nothing but what an injected fault has put there.
+    fn verify_told(&mut self, n: usize, cause: &str) {
+        if !cause.starts_with("verify of ") {
+            return;
+        }
+        let end = if cause.contains("ended early") {
+            "verify ended early"
+        } else {
+            "verify finished"
+        };
+        self.trace.count(end);
+        if !cause.contains("no difference") && self.rotten.is_empty() {
+            let text = format!("node {n} says: {cause}");
+            self.violate("a_difference_that_is_told_is_real", text);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::plan::{Fault, Plan, SECOND};
 use crate::rng::Rng;
 use crate::trace::Trace;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use twinblk_engine::ids::NodeId;
 use twinblk_engine::input::Input;
 use twinblk_engine::output::Output;
@@ -21,6 +21,8 @@ use twinblk_engine::output::Output;
 pub enum Due {
     /// A disk operation ends: node, life, operation.
     Disk(usize, u64, u64),
+    /// An engine wants to know how large its disk is: node, life.
+    Measured(usize, u64),
     /// An engine wants to know the time: node, life.
     Tick(usize, u64),
     /// A frame arrives: link, sender's side, channel.
@@ -83,6 +85,8 @@ pub struct World {
     pub trace: Trace,
     /// The first broken promise.
     pub violation: Option<Violation>,
+    /// Sectors of copies (node, sector) that changed by themselves.
+    pub rotten: BTreeSet<(usize, usize)>,
     /// Disturbances are over: everything has to heal.
     pub ending: bool,
     /// Disturbances so far.
@@ -113,6 +117,7 @@ impl World {
             oracle: Oracle::new(plan.nodes, sectors),
             trace: Trace::default(),
             violation: None,
+            rotten: BTreeSet::new(),
             ending: false,
             disturbances: 0,
             disk_rng: Rng::stream(plan.seed, 2),
@@ -187,7 +192,9 @@ impl World {
     /// The node that has to do something.
     fn whose(&self, due: Due) -> Option<usize> {
         match due {
-            Due::Disk(n, life, _) | Due::Tick(n, life) => (self.nodes[n].life == life).then_some(n),
+            Due::Disk(n, life, _) | Due::Tick(n, life) | Due::Measured(n, life) => {
+                (self.nodes[n].life == life).then_some(n)
+            }
             Due::Arrive(link, side, _) => Some(self.links[link].ends[1 - side]),
             Due::Progress(link, side) | Due::Gone(link, side) => Some(self.links[link].ends[side]),
             _ => None,
@@ -197,6 +204,7 @@ impl World {
     fn happen(&mut self, due: Due) {
         match due {
             Due::Disk(n, life, op) => self.disk_done(n, life, op),
+            Due::Measured(n, life) => self.measured(n, life),
             Due::Tick(n, life) => {
                 let node = &mut self.nodes[n];
                 if node.life == life && node.tick_at.is_some_and(|at| at <= self.now) {

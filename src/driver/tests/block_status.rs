@@ -16,6 +16,7 @@ fn disk(place: &std::path::Path) -> Option<(tempfile::TempDir, std::fs::File, Di
         part: 0..1 << 20,
         unit: 1,
         fast_zero: true,
+        grown_to: Cell::new(0),
         zero_method: [Cell::new(0), Cell::new(0)],
     };
     Some((directory, file, Disk::new(Engine::Ring, target)))

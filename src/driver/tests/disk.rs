@@ -51,6 +51,7 @@ pub(crate) fn bench() -> Bench {
                     part: 0..SIZE,
                     unit: facts.unit as usize,
                     fast_zero,
+                    grown_to: Cell::new(0),
                     zero_method: [Cell::new(0), Cell::new(0)],
                 };
                 disks.push((name, Rc::new(Disk::new(engine, target))));

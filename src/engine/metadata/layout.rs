@@ -8,6 +8,8 @@
 
 use super::bitmap_pages::BITS_PER_PAGE;
 use super::{BLOCK, BLOCK64};
+use alloc::format;
+use alloc::string::{String, ToString};
 
 /// Bytes reserved for the activity log.
 pub const ACTIVITY_LOG_LEN: u64 = 64 << 10;
@@ -151,6 +153,45 @@ impl Layout {
         }
     }
 
+    /// The same metadata for a disk that has `disk_size` bytes now, and a metadata device of
+    /// `meta_size` (checked where it is known). Never smaller than it was. Answers what keeps it from
+    /// covering the whole disk, in words. Bitmaps behind the first one cannot move: with several
+    /// slots there is room for what their last pages hold.
+    ///
+    /// Only for external metadata: internal ones lie at the end of the disk and do not grow.
+    pub fn grown(&self, disk_size: u64, meta_size: Option<u64>) -> (Self, Option<String>) {
+        let disk_size = disk_size / BLOCK64 * BLOCK64;
+        let per_page = BITS_PER_PAGE * u64::from(self.bitmap_block);
+        let slots = u64::from(self.slots);
+        let mut most = disk_size;
+        let mut limit = None;
+        if self.slots > 1 && most > self.bitmap_pages_per_slot * per_page {
+            most = self.bitmap_pages_per_slot * per_page;
+            limit = Some(format!(
+                "the metadata were made for {slots} peers and have room for {most} bytes: take the \
+                 resource down, make new metadata with `twinblk create-md --force RES`, and let \
+                 this node be synced in full"
+            ));
+        }
+        if let Some(size) = meta_size {
+            let pages = size.saturating_sub(self.bitmap_offset) / BLOCK64 / slots;
+            if most > pages * per_page {
+                most = pages * per_page;
+                limit = Some(format!(
+                    "the metadata device of {size} bytes has room for {most} bytes of data: make it \
+                     larger, too"
+                ));
+            }
+        }
+        if self.placement == Placement::Internal || most <= self.disk_size {
+            return (self.clone(), limit);
+        }
+        match Self::external(most, meta_size, self.bitmap_block, self.slots) {
+            Ok(layout) => (layout, limit),
+            Err(error) => (self.clone(), Some(error.to_string())),
+        }
+    }
+
     /// Where the superblocks are, before anything else is known. `meta_size`: bytes of the metadata
     /// device.
     pub fn superblocks(placement: Placement, meta_size: u64) -> [u64; 2] {
@@ -215,6 +256,29 @@ mod tests {
             let bits = l.data_size.div_ceil(u64::from(l.bitmap_block));
             prop_assert!(bits <= l.bitmap_pages_per_slot * BITS_PER_PAGE);
         }
+    }
+
+    #[test]
+    fn external_metadata_grow_with_the_disk_as_far_as_there_is_room() {
+        let made = |slots| Layout::external(100 << 20, None, 4096, slots).expect("sane");
+        // One bitmap, the last thing there: it may become longer.
+        let (grown, limit) = made(1).grown(1 << 30, None);
+        assert_eq!((grown.data_size, limit), (1 << 30, None));
+        assert_eq!(Layout::external(1 << 30, None, 4096, 1), Ok(grown));
+        // A second one lies behind the first.
+        let (grown, limit) = made(2).grown(1 << 30, None);
+        assert_eq!(grown.data_size, BITS_PER_PAGE * 4096);
+        assert_eq!(grown.bitmap_pages_per_slot, made(2).bitmap_pages_per_slot);
+        assert!(limit.expect("not all").contains("create-md --force"));
+        // The metadata device ends.
+        let room = made(1).metadata_len() + 2 * BLOCK64;
+        let (grown, limit) = made(1).grown(1 << 30, Some(room));
+        assert_eq!(grown.data_size, 3 * BITS_PER_PAGE * 4096);
+        assert!(grown.metadata_len() <= room && limit.is_some());
+        // Never smaller, and internal ones not at all.
+        assert_eq!(made(1).grown(50 << 20, None), (made(1), None));
+        let internal = Layout::internal(100 << 20, 4096, 1).expect("sane");
+        assert_eq!(internal.grown(1 << 30, None).0, internal);
     }
 
     #[test]

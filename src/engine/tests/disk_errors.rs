@@ -40,7 +40,7 @@ fn load(pair: &mut Pair, from: u64, acked: &mut Acked) {
 fn down_and_up(pair: &mut Pair, n: usize) {
     let answer = pair.order(n, Command::Stop { force: true });
     assert!(pair.nodes[n].stopped, "{answer:?}: {}", pair.dump());
-    pair.nodes[n].faults = [None; 2];
+    pair.nodes[n].faults = [None; 3];
     pair.start(n);
     pair.settle();
 }

@@ -2,7 +2,10 @@
 //! decision table from first bring-up to split brain, each under many seeds that choose the order in
 //! which completions and frames arrive.
 
+mod disk;
 mod disk_errors;
 mod pair;
 mod random;
+mod resize;
 mod scenarios;
+mod verify;

@@ -5,13 +5,13 @@
 //! keeps each unflushed write or loses it, as the seed says. Link model: two ordered streams each way,
 //! which may be cut at any moment; what was not delivered is lost.
 
+use super::disk::{Disk, Reader};
 use crate::command::{Command, CommandResult};
 use crate::config::{NodeConfig, Options, ResourceConfig, VolumeConfig};
 use crate::event::{ConnState, DiskState, ReplState, Role};
-use crate::ids::{BufId, CommandId, NodeId, ReqTag, VolumeId};
+use crate::ids::{BufId, CommandId, NodeId, OpId, ReqTag, VolumeId};
 use crate::input::{Body, ClientRequest, DiskDone, Input, RequestKind};
 use crate::metadata::layout::Layout;
-use crate::metadata::open::{ReadAt, ReadError};
 use crate::metadata::{create, open};
 use crate::output::{Channel, Output, ReplyError, SendBody};
 use crate::resource::Resource;
@@ -20,67 +20,11 @@ use crate::status::Status;
 use crate::time::{Duration, Instant};
 use std::collections::{BTreeMap, VecDeque};
 use twinblk_protocol::control::{Message, Protocol};
+use twinblk_protocol::digest::digests;
 use twinblk_protocol::frame::{Header, Kind};
 
 pub(crate) const DATA: u64 = 4 << 20;
 pub(crate) const V: VolumeId = VolumeId(0);
-
-/// A disk with a volatile cache.
-#[derive(Default)]
-struct Disk {
-    /// What is read back now.
-    now: Vec<u8>,
-    /// What survives a power cut.
-    stable: Vec<u8>,
-    /// Unflushed writes in order.
-    cache: Vec<(u64, Vec<u8>)>,
-}
-
-impl Disk {
-    fn new(len: u64) -> Self {
-        let zeros = vec![0; usize::try_from(len).expect("small")];
-        Self {
-            now: zeros.clone(),
-            stable: zeros,
-            cache: Vec::new(),
-        }
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
-        let at = usize::try_from(offset).expect("small");
-        self.now[at..at + data.len()].copy_from_slice(data);
-        if fua {
-            self.stable[at..at + data.len()].copy_from_slice(data);
-        } else {
-            self.cache.push((offset, data.to_vec()));
-        }
-    }
-
-    fn flush(&mut self) {
-        self.cache.clear();
-        self.stable.copy_from_slice(&self.now);
-    }
-
-    fn power_cut(&mut self, rng: &mut Rng) {
-        for (offset, data) in core::mem::take(&mut self.cache) {
-            if rng.next().is_multiple_of(2) {
-                let at = usize::try_from(offset).expect("small");
-                self.stable[at..at + data.len()].copy_from_slice(&data);
-            }
-        }
-        self.now.copy_from_slice(&self.stable);
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl ReadAt for Reader<'_> {
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let at = usize::try_from(offset).expect("small");
-        buf.copy_from_slice(&self.0[at..at + buf.len()]);
-        Ok(())
-    }
-}
 
 /// A machine.
 pub(crate) struct Node {
@@ -98,8 +42,10 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
-    /// How many metadata and data operations succeed before some fail.
-    pub(crate) faults: [Option<Fault>; 2],
+    /// How many metadata, data and comparing operations succeed before some fail.
+    pub(crate) faults: [Option<Fault>; 3],
+    /// The next block that is compared is read wrong, once.
+    pub(crate) misreads: bool,
 }
 
 /// Operations that fail: after so many good ones, so many bad ones.
@@ -110,7 +56,7 @@ pub(crate) struct Fault {
 }
 
 impl Node {
-    /// Whether the next metadata (0) or data (1) operation works.
+    /// Whether the next metadata (0), data (1) or comparing (2) operation works.
     fn outcome(&mut self, kind: usize) -> Result<(), i32> {
         let Some(fault) = &mut self.faults[kind] else {
             return Ok(());
@@ -146,6 +92,18 @@ pub(crate) struct Pair {
     closing: [bool; 2],
     next_tag: u64,
     next_command: u64,
+    /// Bytes the disks have grown by.
+    pub(crate) grown: u64,
+}
+
+fn done(op: OpId, result: Result<(), i32>) -> Input {
+    let (zero, buf) = (false, None);
+    Input::Disk(DiskDone {
+        op,
+        result,
+        zero,
+        buf,
+    })
 }
 
 fn layout() -> Layout {
@@ -193,7 +151,8 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
-                faults: [None; 2],
+                faults: [None; 3],
+                misreads: false,
             }
         };
         let options = Options {
@@ -212,6 +171,7 @@ impl Pair {
             closing: [false; 2],
             next_tag: 0,
             next_command: 0,
+            grown: 0,
         }
     }
 
@@ -351,6 +311,18 @@ impl Pair {
                 };
                 node.completions.push(Input::Disk(done));
             }
+            Output::DiskDigest {
+                op, offset, len, ..
+            } => {
+                let at = usize::try_from(offset).expect("small");
+                let bytes = &node.disk.now[at..at + len as usize];
+                let mut digests = digests(bytes).into_boxed_slice();
+                if core::mem::take(&mut node.misreads) {
+                    digests[0] ^= 1;
+                }
+                let result = node.outcome(2).map(|()| digests);
+                node.completions.push(Input::Digest { op, result });
+            }
             Output::DiskWrite {
                 op,
                 offset,
@@ -373,13 +345,7 @@ impl Pair {
                 if result.is_ok() {
                     node.disk.write(offset, &data, fua);
                 }
-                let done = DiskDone {
-                    op,
-                    result,
-                    zero: false,
-                    buf: None,
-                };
-                node.completions.push(Input::Disk(done));
+                node.completions.push(done(op, result));
             }
             Output::DiskZero {
                 op,
@@ -390,26 +356,19 @@ impl Pair {
             } => {
                 node.disk
                     .write(offset, &vec![0; usize::try_from(len).expect("small")], fua);
-                let done = DiskDone {
-                    op,
-                    result: Ok(()),
-                    zero: false,
-                    buf: None,
-                };
-                node.completions.push(Input::Disk(done));
+                node.completions.push(done(op, Ok(())));
             }
             Output::DiskFlush { op, .. } => {
                 let result = node.outcome(1);
                 if result.is_ok() {
                     node.disk.flush();
                 }
-                let done = DiskDone {
-                    op,
-                    result,
-                    zero: false,
-                    buf: None,
-                };
-                node.completions.push(Input::Disk(done));
+                node.completions.push(done(op, result));
+            }
+            Output::MeasureDisk { volume } => {
+                let (disk, meta) = (Ok(layout().disk_size + self.grown), None);
+                node.completions
+                    .push(Input::Measured { volume, disk, meta });
             }
             Output::MetaWrite {
                 op,
@@ -747,6 +706,14 @@ impl Pair {
         &self.nodes[n].disk.now[..usize::try_from(layout().data_size).expect("small")]
     }
 
+    /// Changes a byte of a disk behind the engines' backs.
+    pub(crate) fn rot(&mut self, n: usize, offset: u64, by: u8) {
+        let at = usize::try_from(offset).expect("small");
+        let disk = &mut self.nodes[n].disk;
+        disk.now[at] ^= by;
+        disk.stable[at] ^= by;
+    }
+
     pub(crate) fn logged(&self, n: usize, text: &str) -> bool {
         self.nodes[n].log.iter().any(|l| l.contains(text))
     }
@@ -763,8 +730,9 @@ impl Pair {
                 && pv.out_of_sync == 0;
             assert!(fine, "not in sync: {}", self.dump());
         }
+        let size = usize::try_from(self.status(0).volumes[0].size).expect("small");
         assert!(
-            self.content(0) == self.content(1),
+            self.content(0)[..size] == self.content(1)[..size],
             "the copies differ: {}",
             self.dump()
         );
