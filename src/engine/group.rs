@@ -499,14 +499,25 @@ impl Resource {
         self.bump_progress(v);
     }
 
-    /// A write of the Primary arrived: it may be lost before all have it, and some do not get it.
-    pub(crate) fn note_peer_write(&mut self, p: usize, v: usize, offset: u64, len: u64) {
+    /// A write of the Primary arrived: it may be lost before all have it, and some do not get it. Or a
+    /// block of a resync: nobody else gets it (what the source marked after the bitmaps were merged is
+    /// among them).
+    pub(crate) fn note_peer_write(
+        &mut self,
+        p: usize,
+        v: usize,
+        offset: u64,
+        len: u64,
+        resync: bool,
+    ) {
         if !self.is_group() {
             return;
         }
-        self.peers[p].unsettled.push(v, offset, len);
+        if !resync {
+            self.peers[p].unsettled.push(v, offset, len);
+        }
         for x in (0..self.peers.len()).filter(|&x| x != p) {
-            if !self.peers[x].volumes[v].fed {
+            if resync || !self.peers[x].volumes[v].fed {
                 let node = self.peers[x].node;
                 if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                     bitmap.set_bytes(offset, len);

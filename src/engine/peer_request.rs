@@ -64,8 +64,8 @@ impl Resource {
             }
         };
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
-        if !resync && let Some(v) = self.volume_index(volume) {
-            self.note_peer_write(peer, v, header.offset, header.size);
+        if let Some(v) = self.volume_index(volume) {
+            self.note_peer_write(peer, v, header.offset, header.size, resync);
         }
         if self.cfg.options.protocol == Protocol::B && !resync {
             let mut ack = Header::new(Kind::RecvAck);

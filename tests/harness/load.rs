@@ -8,7 +8,9 @@
 //!   was under way after it;
 //! * on a peer that stayed alive when the Primary died ([`History::judge_prefix`]): exactly the first N
 //!   writes for some N, under B and C with every confirmed write among them (promise 4: a peer's disk
-//!   is a prefix of the stream of writes).
+//!   is a prefix of the stream of writes);
+//! * after a loss of power on all disks ([`History::judge_stable`]): in each block the last write that a
+//!   completed flush covers (or that was confirmed with FUA), or a later one, or sectors of several.
 
 use super::nbd::{Client, FLUSH, FUA, WRITE, WRITE_ZEROES};
 use super::seeds::Rng;
@@ -27,6 +29,11 @@ struct Written {
     blocks: u64,
     zero: bool,
     confirmed: bool,
+    fua: bool,
+    /// It was confirmed when the flush that is under way was sent.
+    flushing: bool,
+    /// It survives a loss of power.
+    stable: bool,
 }
 
 /// Everything that was ever written.
@@ -40,6 +47,8 @@ pub struct History {
     next: u64,
     /// Numbers of writes of zeroes.
     zeroes: std::collections::HashSet<u64>,
+    /// Blocks in which a loss of power left sectors of several writes, each under a number of its own.
+    torn: HashMap<u64, Vec<u8>>,
     pub flushes: u64,
 }
 
@@ -51,6 +60,7 @@ impl History {
             recent: Vec::new(),
             next: 1,
             zeroes: [0].into(),
+            torn: HashMap::new(),
             flushes: 0,
         }))
     }
@@ -61,6 +71,9 @@ impl History {
 
     /// What `block` holds after write `number`.
     fn content(&self, number: u64, block: u64) -> Vec<u8> {
+        if let Some(bytes) = self.torn.get(&number) {
+            return bytes.clone();
+        }
         let mut bytes = vec![0; BLOCK];
         if !self.zeroes.contains(&number) {
             Rng(self.seed ^ number << 24 ^ block << 1 ^ 1).fill(&mut bytes[16..]);
@@ -76,6 +89,9 @@ impl History {
         if self.zeroes.contains(&number) {
             return bytes.iter().all(|&b| b == 0);
         }
+        if let Some(torn) = self.torn.get(&number) {
+            return bytes == torn;
+        }
         bytes[..8] == number.to_le_bytes() && bytes == self.content(number, block)
     }
 
@@ -84,7 +100,7 @@ impl History {
         self.recent.iter().filter(|w| w.confirmed).count()
     }
 
-    fn begin(&mut self, first: u64, blocks: u64, zero: bool) -> Written {
+    fn begin(&mut self, first: u64, blocks: u64, zero: bool, fua: bool) -> Written {
         let number = self.next;
         self.next += 1;
         if zero {
@@ -96,6 +112,9 @@ impl History {
             blocks,
             zero,
             confirmed: false,
+            fua,
+            flushing: false,
+            stable: false,
         };
         self.recent.push(written);
         written
@@ -104,17 +123,55 @@ impl History {
     fn confirm(&mut self, number: u64) {
         let at = self.recent.partition_point(|w| w.number < number);
         self.recent[at].confirmed = true;
+        self.recent[at].stable = self.recent[at].fua;
+    }
+
+    fn flush_begins(&mut self) {
+        for w in &mut self.recent {
+            w.flushing = w.confirmed;
+        }
+    }
+
+    fn flush_done(&mut self) {
+        self.flushes += 1;
+        for w in &mut self.recent {
+            w.stable |= w.flushing;
+        }
+    }
+
+    /// Since the last judgement, confirmed and sure to survive a loss of power.
+    pub fn stable(&self) -> usize {
+        self.recent.iter().filter(|w| w.stable).count()
     }
 
     /// Each block is one of those it may be; what it is holds from now on.
     pub fn judge_blocks(&mut self, content: &[u8]) {
+        self.judge(content, |w| w.confirmed, false);
+    }
+
+    /// The same when every disk lost its power: only what is stable must be there, and a block may hold
+    /// sectors of several writes. Returns how many confirmed blocks are not the last that was written.
+    pub fn judge_stable(&mut self, content: &[u8]) -> usize {
+        let mut last: HashMap<u64, u64> = HashMap::new();
+        for w in self.recent.iter().filter(|w| w.confirmed) {
+            last.extend((w.first..w.first + w.blocks).map(|block| (block, w.number)));
+        }
+        self.judge(content, |w| w.stable, true);
+        let older = |(block, number): &(&u64, &u64)| {
+            let now = self.settled[**block as usize];
+            now < **number || self.torn.contains_key(&now)
+        };
+        last.iter().filter(older).count()
+    }
+
+    fn judge(&mut self, content: &[u8], must: impl Fn(&Written) -> bool, may_tear: bool) {
         let mut may: HashMap<u64, Vec<u64>> = HashMap::new();
         for w in &self.recent {
             for block in w.first..w.first + w.blocks {
                 let list = may
                     .entry(block)
                     .or_insert_with(|| vec![self.settled[block as usize]]);
-                if w.confirmed {
+                if must(w) {
                     list.clear();
                 }
                 list.push(w.number);
@@ -127,6 +184,14 @@ impl History {
                 .iter()
                 .rev()
                 .find(|&&n| self.holds(content, n, block));
+            if found.is_none() && may_tear && self.is_mix(content, candidates, block) {
+                let at = block as usize * BLOCK;
+                self.torn
+                    .insert(self.next, content[at..at + BLOCK].to_vec());
+                self.settled[block as usize] = self.next;
+                self.next += 1;
+                continue;
+            }
             let Some(&number) = found else {
                 panic!(
                     "seed {}: block {block} holds {}; it must be one of the writes {candidates:?}",
@@ -137,6 +202,17 @@ impl History {
             self.settled[block as usize] = number;
         }
         self.recent.clear();
+    }
+
+    /// Each sector of the block is that of one of `candidates`.
+    fn is_mix(&self, content: &[u8], candidates: &[u64], block: u64) -> bool {
+        const SECTOR: usize = 512;
+        let at = block as usize * BLOCK;
+        let whole: Vec<Vec<u8>> = candidates.iter().map(|&n| self.content(n, block)).collect();
+        content[at..at + BLOCK]
+            .chunks(SECTOR)
+            .enumerate()
+            .all(|(n, sector)| whole.iter().any(|w| w[n * SECTOR..][..SECTOR] == *sector))
     }
 
     /// The content is that after the first N writes; with `confirmed`, no confirmed one is missing.
@@ -192,6 +268,30 @@ impl History {
     }
 }
 
+/// How a client writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    /// Requests in flight.
+    pub depth: usize,
+    /// Writes, in all.
+    pub count: usize,
+    /// One write in so many is followed by a flush.
+    pub flush: u64,
+    /// One write in so many has FUA.
+    pub fua: u64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            depth: 16,
+            count: usize::MAX,
+            flush: 32,
+            fua: 16,
+        }
+    }
+}
+
 /// A client that writes until it is told to stop or its connection breaks.
 #[derive(Debug)]
 pub struct Load {
@@ -202,28 +302,33 @@ pub struct Load {
 impl Load {
     /// `depth` requests in flight.
     pub fn start(export: &Path, history: &Arc<Mutex<History>>, seed: u64, depth: usize) -> Self {
-        Self::limited(export, history, seed, depth, usize::MAX)
+        let habits = Habits {
+            depth,
+            ..Habits::default()
+        };
+        Self::over(Self::enter(export), history, seed, habits)
     }
 
     /// Exactly `count` writes, all confirmed.
     pub fn burst(export: &Path, history: &Arc<Mutex<History>>, seed: u64, count: usize) {
-        let load = Self::limited(export, history, seed, 16, count);
+        let habits = Habits {
+            count,
+            ..Habits::default()
+        };
+        let load = Self::over(Self::enter(export), history, seed, habits);
         let result = load.thread.join().expect("the load thread");
         result.expect("every write succeeds");
     }
 
-    fn limited(
-        export: &Path,
-        history: &Arc<Mutex<History>>,
-        seed: u64,
-        depth: usize,
-        count: usize,
-    ) -> Self {
-        let client = Client::unix(export).expect("the export takes clients");
+    fn enter(export: &Path) -> Client {
+        Client::unix(export).expect("the export takes clients")
+    }
+
+    /// On a connection of any kind.
+    pub fn over(client: Client, history: &Arc<Mutex<History>>, seed: u64, habits: Habits) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (history, told) = (Arc::clone(history), Arc::clone(&stop));
-        let thread =
-            std::thread::spawn(move || drive(client, &history, &told, seed, (depth, count)));
+        let thread = std::thread::spawn(move || drive(client, &history, &told, seed, habits));
         Self { stop, thread }
     }
 
@@ -251,15 +356,16 @@ fn drive(
     history: &Mutex<History>,
     stop: &AtomicBool,
     seed: u64,
-    (depth, mut left): (usize, usize),
+    habits: Habits,
 ) -> std::io::Result<()> {
     const FLUSH_COOKIE: u64 = u64::MAX;
     let mut rng = Rng(seed ^ 0x10ad);
     let mut flying: Vec<Written> = Vec::new();
     let mut flushing = false;
+    let mut left = habits.count;
     let blocks = history.lock().expect("whole").blocks();
     loop {
-        while flying.len() < depth && left > 0 && !stop.load(Ordering::Relaxed) {
+        while flying.len() < habits.depth && left > 0 && !stop.load(Ordering::Relaxed) {
             let most = if rng.below(8) == 0 { 64 } else { 4 };
             let count = 1 + rng.below(most);
             let first = rng.below(blocks - count);
@@ -269,22 +375,24 @@ fn drive(
             }
             left -= 1;
             let zero = rng.below(16) == 0;
-            let mut history = history.lock().expect("whole");
-            let written = history.begin(first, count, zero);
+            let fua = rng.below(habits.fua) == 0;
+            let mut known = history.lock().expect("whole");
+            let written = known.begin(first, count, zero, fua);
             let mut data = Vec::new();
             if !zero {
                 for block in first..first + count {
-                    data.extend(history.content(written.number, block));
+                    data.extend(known.content(written.number, block));
                 }
             }
-            drop(history);
+            drop(known);
             flying.push(written);
             let kind = if zero { WRITE_ZEROES } else { WRITE };
-            let flags = if rng.below(16) == 0 { FUA } else { 0 };
+            let flags = if fua { FUA } else { 0 };
             let (offset, len) = (first * BLOCK as u64, count as u32 * BLOCK as u32);
             client.send(kind, flags, written.number, offset, len, &data)?;
-            if !flushing && rng.below(32) == 0 {
+            if !flushing && rng.below(habits.flush) == 0 {
                 flushing = true;
+                history.lock().expect("whole").flush_begins();
                 client.send(FLUSH, 0, FLUSH_COOKIE, 0, 0, &[])?;
             }
         }
@@ -298,7 +406,7 @@ fn drive(
         }
         if cookie == FLUSH_COOKIE {
             flushing = false;
-            history.lock().expect("whole").flushes += 1;
+            history.lock().expect("whole").flush_done();
         } else {
             flying.retain(|w| w.number != cookie);
             history.lock().expect("whole").confirm(cookie);

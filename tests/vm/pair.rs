@@ -1,0 +1,178 @@
+//! Two machines with a disk each, a cable between them, and twinblk on both: alpha (0) and bravo (1).
+
+use crate::disk::{Cut, Disk};
+use crate::harness::nbd::Client;
+use crate::harness::seeds::Rng;
+use crate::harness::wait_for;
+use crate::machine::Machine;
+use serde_json::Value;
+
+pub(crate) const NAMES: [&str; 2] = ["alpha", "bravo"];
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) machines: [Machine; 2],
+    pub(crate) disks: [Disk; 2],
+    _directory: tempfile::TempDir,
+}
+
+/// A lost peer is noticed soon enough; patient with emulated processors that share a busy host, where
+/// three seconds without an answer do happen.
+const NET: &str = "connect-int = 1\nping-int = 3\nping-timeout = \"8s\"\ntimeout = \"2s\"\n";
+
+fn configuration() -> String {
+    let mut text = String::from(
+        "[resource]\nname = \"r0\"\nprotocol = \"C\"\nshared-secret = \"swordfish\"\n",
+    );
+    for (id, name) in NAMES.iter().enumerate() {
+        text += &format!(
+            "[node.{name}]\nid = {id}\naddress = \"10.9.0.{}:7789\"\ndisk = \"/dev/vda\"\n\
+             meta-disk = \"internal\"\n\
+             export = [\"unix:/run/twinblk/r0.sock\", \"tcp:10.0.2.15:10809\"]\n",
+            id + 1
+        );
+    }
+    text + "[net]\n" + NET
+}
+
+impl Pair {
+    /// Both machines run with empty disks of `size` bytes and nothing on them.
+    pub(crate) fn bare(size: usize) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("twinblk-vm-")
+            .tempdir()
+            .expect("a directory");
+        let path = directory.path();
+        let disks = NAMES.map(|name| Disk::new(&path.join(format!("{name}.disk")), size));
+        let machine = |at: usize| Machine::new(NAMES[at], at as u32 + 1, path, &[&disks[at]]);
+        let machines = [machine(0), machine(1)];
+        let mut pair = Self {
+            machines,
+            disks,
+            _directory: directory,
+        };
+        pair.boot(&[0, 1]);
+        pair
+    }
+
+    /// Both daemons run, both disks are UpToDate and equal, alpha is Primary.
+    pub(crate) fn in_sync(size: usize) -> Self {
+        let mut pair = Self::bare(size);
+        for at in [0, 1] {
+            pair.machines[at].ok("twinblk create-md r0");
+        }
+        pair.start(&[0, 1]);
+        // Two empty disks are equal already.
+        let alpha = &mut pair.machines[0];
+        alpha.ok("twinblk wait-connect r0 --timeout 60");
+        alpha.ok("twinblk new-current-uuid --clear-bitmap r0");
+        pair.wait_in_sync();
+        pair.machines[0].ok("twinblk primary r0");
+        pair
+    }
+
+    fn boot(&mut self, which: &[usize]) {
+        for &at in which {
+            self.machines[at].power_on();
+        }
+        for &at in which {
+            self.machines[at].ready();
+            self.machines[at].put("/etc/twinblk/r0.toml", &configuration());
+            self.machines[at].ok("chmod 600 /etc/twinblk/r0.toml");
+        }
+    }
+
+    /// Starts the daemons and their resource.
+    fn start(&mut self, which: &[usize]) {
+        for &at in which {
+            let machine = &mut self.machines[at];
+            machine.ok("setsid twinblk daemon >/dev/console 2>&1 &");
+            wait_for(
+                "the daemon to answer",
+                || (machine.run("twinblk status").code == 0).then_some(()),
+                || "see the console".into(),
+            );
+            machine.ok("twinblk up r0");
+        }
+    }
+
+    /// Cuts the power of one machine and its disk.
+    pub(crate) fn cut(&mut self, at: usize, rng: &mut Rng) -> Cut {
+        self.machines[at].cut();
+        self.disks[at].cut(rng)
+    }
+
+    /// Gives the power back: the machines boot, their daemons start, the resource goes up.
+    pub(crate) fn back(&mut self, which: &[usize]) {
+        self.boot(which);
+        self.start(which);
+    }
+
+    /// The state of r0 on a machine.
+    pub(crate) fn status(&mut self, at: usize) -> Value {
+        let text = self.machines[at].ok("twinblk status r0 --json");
+        let all: Value = serde_json::from_str(&text).expect("JSON");
+        all[0].clone()
+    }
+
+    /// Waits until the state of r0 on a machine is as wanted; returns it.
+    pub(crate) fn wait(&mut self, at: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let last = std::cell::RefCell::new(Value::Null);
+        wait_for(
+            &format!("{}: {what}", NAMES[at]),
+            || {
+                let status = self.status(at);
+                let good = wanted(&status);
+                last.replace(status.clone());
+                good.then_some(status)
+            },
+            || format!("{:#}", last.borrow()),
+        )
+    }
+
+    /// Waits until a machine knows that the other is gone.
+    pub(crate) fn wait_alone(&mut self, at: usize) {
+        self.wait(at, "the peer is lost", |s| {
+            s["peers"][0]["connection"] != "Connected"
+        });
+    }
+
+    /// Waits until both copies are the same, on both nodes' word.
+    pub(crate) fn wait_in_sync(&mut self) {
+        for at in [0, 1] {
+            self.wait(at, "both UpToDate", |s| {
+                let peer = &s["peers"][0]["volumes"][0];
+                s["volumes"][0]["disk"] == "UpToDate"
+                    && peer["peer_disk"] == "UpToDate"
+                    && peer["replication"] == "Established"
+                    && peer["out_of_sync"] == 0
+            });
+        }
+    }
+
+    /// Bytes of the volume as clients see it.
+    pub(crate) fn data_size(&mut self) -> u64 {
+        let status = self.status(0);
+        status["volumes"][0]["size"].as_u64().expect("a size")
+    }
+
+    /// A client on this host of the export of a machine.
+    pub(crate) fn client(&self, at: usize) -> Client {
+        Client::tcp(&self.machines[at].address(10_809)).expect("the Primary serves")
+    }
+
+    /// Compares what both disks hold, byte for byte; returns it. Nothing may be under way.
+    pub(crate) fn compare(&self, size: u64) -> Vec<u8> {
+        let [alpha, bravo] = [0, 1].map(|at| self.disks[at].content(size));
+        if let Some(at) = alpha.iter().zip(&bravo).position(|(a, b)| a != b) {
+            panic!(
+                "the disks differ at byte {at} (block {}): alpha {:?} bravo {:?}",
+                at / 4096,
+                &alpha[at..at + 16],
+                &bravo[at..at + 16],
+            );
+        }
+        alpha
+    }
+}
