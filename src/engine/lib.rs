@@ -26,6 +26,7 @@ pub mod status;
 pub mod time;
 
 // Mechanisms, each with its own state and tests.
+mod activity_log;
 pub mod bitmap;
 mod epoch_receiver;
 pub mod generations;

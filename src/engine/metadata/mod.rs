@@ -6,6 +6,7 @@ pub mod bitmap_pages;
 pub mod check;
 pub mod create;
 pub mod layout;
+pub mod log_block;
 pub mod open;
 pub mod superblock;
 
