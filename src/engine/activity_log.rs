@@ -279,6 +279,11 @@ impl ActivityLog {
         (self.slots.len() / 2).clamp(1, MAX_UPDATES)
     }
 
+    /// Whether a range could be held if nothing else were.
+    pub(crate) fn can_hold(&self, offset: u64, len: u64) -> bool {
+        self.extents(offset, len).count() <= self.slots.len()
+    }
+
     /// How much of a range may be held at once: all of it, or its beginning up to the end of an
     /// extent.
     pub(crate) fn part(&self, offset: u64, len: u64) -> u64 {

@@ -44,6 +44,7 @@ mod transfer_log;
 // The resource: dispatcher, then the path of a request in reading order.
 mod admission;
 mod completion;
+mod log_writer;
 mod peer_request;
 mod request;
 pub mod resource;
