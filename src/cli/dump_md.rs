@@ -310,6 +310,9 @@ fn superblock_json(r: &Recovered) -> Value {
         "block_size": sb.block_size,
         "bitmap_block": layout.bitmap_block,
         "slots": layout.slots,
+        "extent_size": sb.extent_size,
+        "reign": hex(sb.reign),
+        "log_extents": r.log.as_ref().ok(),
         "peers": peers,
     })
 }
