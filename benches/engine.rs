@@ -1,5 +1,7 @@
-//! One write through the engine: alone, and a round trip between two engines under A, B and C. No disk
+//! One write through the engine: alone, and a round trip between two engines under A, B and C; writes
+//! that the activity log names already, and writes scattered so widely that it never does. No disk
 //! and no network: what is measured is the state machine, with every completion delivered at once.
+//! Also prints how many metadata writes scattered writes cost.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::collections::VecDeque;
@@ -19,6 +21,8 @@ use twinblk_protocol::frame::Kind;
 
 const V: VolumeId = VolumeId(0);
 const DISK: u64 = 64 << 20;
+/// Large enough that scattered writes hardly ever meet.
+const LARGE: u64 = 100 << 30;
 
 struct Memory(Vec<u8>);
 
@@ -40,10 +44,17 @@ struct Bench {
     linked: bool,
     answered: u64,
     next: u64,
+    size: u64,
+    meta_writes: u64,
+    flushes: u64,
 }
 
 impl Bench {
     fn new(nodes: u8, protocol: Protocol) -> Self {
+        Self::of_size(nodes, protocol, DISK)
+    }
+
+    fn of_size(nodes: u8, protocol: Protocol, size: u64) -> Self {
         let node = |id: u8| NodeConfig {
             id: NodeId(id),
             name: format!("node{id}"),
@@ -57,10 +68,13 @@ impl Bench {
             linked: false,
             answered: 0,
             next: 0,
+            size,
+            meta_writes: 0,
+            flushes: 0,
         };
-        let layout = Layout::internal(DISK, 4096, 1).expect("a sane size");
+        let layout = Layout::external(size, None, 4096, 1).expect("a sane size");
         for id in 0..nodes {
-            let mut disk = vec![0; DISK as usize];
+            let mut disk = vec![0; layout.metadata_len() as usize];
             let params = create::CreateParams {
                 layout: layout.clone(),
                 resource: "r0",
@@ -69,13 +83,15 @@ impl Bench {
                 peers: &[NodeId(1 - id)],
                 device_uuid: 1 + u64::from(id),
                 block_size: 512,
+                extent_size: 4 << 20,
             };
             create::create(params, &mut |offset, data: &[u8]| {
                 disk[offset as usize..offset as usize + data.len()].copy_from_slice(data);
                 Ok::<(), ()>(())
             })
             .expect("memory");
-            let recovered = open::open(&mut Memory(disk), DISK, DISK, Placement::Internal);
+            let len = layout.metadata_len();
+            let recovered = open::open(&mut Memory(disk), len, size, Placement::External);
             bench.engines.push(Resource::new(ResourceConfig {
                 name: "r0".into(),
                 me: node(id),
@@ -157,21 +173,39 @@ impl Bench {
 
     /// A write of 4 KiB, until it is answered and nothing is left to do.
     fn write(&mut self) {
+        self.submit((self.next + 1) * 4096 % (32 << 20));
+        self.answer(1);
+    }
+
+    /// So many writes at once, anywhere.
+    fn scatter(&mut self, depth: u64) {
+        for _ in 0..depth {
+            // Knuth's multiplicative generator: good enough to be everywhere.
+            let random = (self.next + 1).wrapping_mul(6_364_136_223_846_793_005) >> 20;
+            self.submit(random % (self.size / 4096) * 4096);
+        }
+        self.answer(depth);
+    }
+
+    fn submit(&mut self, offset: u64) {
         self.next += 1;
-        let before = self.answered;
         let request = ClientRequest {
             tag: ReqTag(self.next),
             volume: V,
             kind: RequestKind::Write,
-            offset: self.next * 4096 % (32 << 20),
+            offset,
             len: 4096,
             fua: false,
             buf: Some(BufId(1)),
         };
         self.inputs.push_back((0, Input::Client(request)));
+    }
+
+    fn answer(&mut self, count: u64) {
+        let before = self.answered;
         self.run();
         let status = || format!("{:?}", self.engines[0].status(self.now));
-        assert_eq!(self.answered, before + 1, "{}", status());
+        assert_eq!(self.answered, before + count, "{}", status());
     }
 
     fn run(&mut self) {
@@ -187,6 +221,13 @@ impl Bench {
     }
 
     fn carry_out(&mut self, n: usize, output: Output) {
+        if n == 0 {
+            self.meta_writes += u64::from(matches!(output, Output::MetaWrite { .. }));
+            self.flushes += u64::from(matches!(
+                output,
+                Output::MetaFlush { .. } | Output::DiskFlush { .. }
+            ));
+        }
         let done = match output {
             Output::DiskRead { op, buf, .. } => Input::Disk(DiskDone {
                 op,
@@ -263,7 +304,37 @@ fn engine(c: &mut Criterion) {
         let id = BenchmarkId::new("4 KiB write, both engines", format!("{protocol:?}"));
         group.bench_function(id, |b| b.iter(|| pair.write()));
     }
+    let mut alone = Bench::of_size(1, Protocol::C, LARGE);
+    group.bench_function("4 KiB write, no peer, not in the activity log", |b| {
+        b.iter(|| alone.scatter(1));
+    });
+    let mut pair = Bench::of_size(2, Protocol::C, LARGE);
+    group.bench_function("4 KiB write, both engines, not in the activity log", |b| {
+        b.iter(|| pair.scatter(1));
+    });
     group.finish();
+    metadata_writes();
+}
+
+/// What uniform random writes cost in metadata writes: the worst case of an activity log.
+fn metadata_writes() {
+    println!(
+        "\n4 KiB writes anywhere on 100 GiB, al-extents 1237, in protocol C and without a peer:"
+    );
+    println!("  depth  metadata writes per write  flushes per write");
+    for (nodes, name) in [(2, "pair"), (1, "alone")] {
+        for depth in [1, 16, 64] {
+            let mut bench = Bench::of_size(nodes, Protocol::C, LARGE);
+            let count = 50_000 / depth;
+            (bench.meta_writes, bench.flushes) = (0, 0);
+            for _ in 0..count {
+                bench.scatter(depth);
+            }
+            let per = |n: u64| n as f64 / (count * depth) as f64;
+            let (writes, flushes) = (per(bench.meta_writes), per(bench.flushes));
+            println!("  {depth:>5}  {writes:>25.3}  {flushes:>17.3}  {name}");
+        }
+    }
 }
 
 criterion_group!(benches, engine);

@@ -107,6 +107,27 @@ pub(crate) struct VolumeStatus {
     pub(crate) current_uuid: String,
     /// How the disk is driven.
     pub(crate) disk_engine: String,
+    /// Activity log; `null` as long as the node has not been Primary.
+    pub(crate) activity_log: Option<ActivityLog>,
+    /// Bytes marked out of sync at the start, because the node had gone down as Primary.
+    pub(crate) marked_after_crash: u64,
+}
+
+/// What the activity log of a volume holds, and what it has done since the last start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ActivityLog {
+    /// Extents it has room for.
+    pub(crate) extents: u64,
+    /// Bytes of an extent.
+    pub(crate) extent_size: u64,
+    /// Extents in use.
+    pub(crate) active: u64,
+    /// Extents with writes that are not stable everywhere.
+    pub(crate) held: u64,
+    /// Metadata writes it cost.
+    pub(crate) transactions: u64,
+    /// Writes that waited for one.
+    pub(crate) waited: u64,
 }
 
 /// A peer.

@@ -17,9 +17,11 @@ use std::path::{Path, PathBuf};
 use twinblk_engine::ids::{NodeId, VolumeId};
 use twinblk_engine::metadata::create::{CreateParams, create as write_metadata};
 use twinblk_engine::metadata::layout::{Layout, LayoutError, Placement};
-use twinblk_engine::metadata::open::{OpenError, open, read_superblock, verify_identity};
+use twinblk_engine::metadata::open::{
+    OpenError, ReadAt, ReadError, open, read_superblock, verify_identity,
+};
 use twinblk_engine::metadata::search::{Trace, nearby};
-use twinblk_engine::metadata::superblock::Superblock;
+use twinblk_engine::metadata::superblock::{DEFAULT_EXTENT, Superblock};
 
 /// Bytes of data per bit of the bitmap.
 const BITMAP_BLOCK: u32 = 4096;
@@ -286,6 +288,7 @@ fn carry_out(resource: &Resource, plan: Plan) -> Result<Created, CliError> {
         peers: &peers,
         device_uuid: random(),
         block_size: resource.block_size(),
+        extent_size: DEFAULT_EXTENT,
     };
     write_metadata(params, &mut |offset, data| {
         target.file.write_all_at(data, offset)

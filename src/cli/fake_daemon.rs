@@ -29,6 +29,8 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             block_size: 512,
             current_uuid: "0123456789abcdef".into(),
             disk_engine: "io_uring, O_DIRECT".into(),
+            activity_log: None,
+            marked_after_crash: 0,
         }],
         peers: vec![PeerStatus {
             name: "bravo".into(),

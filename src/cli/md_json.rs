@@ -31,6 +31,8 @@ pub(super) struct Metadata {
     pub(super) data_size: u64,
     pub(super) disk_size: u64,
     pub(super) block_size: u32,
+    pub(super) extent_size: u32,
+    pub(super) reign: String,
     pub(super) bitmap_block: u32,
     pub(super) slots: u8,
     pub(super) peers: Vec<Peer>,
@@ -127,6 +129,8 @@ impl Metadata {
             current_uuid: uuid(sb.current),
             history_uuids: history.iter().map(|h| uuid(*h)).collect(),
             toward_uuid: uuid(sb.toward),
+            extent_size: sb.extent_size,
+            reign: uuid(sb.reign),
             flags: flag_names(sb.flags.0, md_flag),
             agreed_size: sb.agreed_size,
             data_size: layout.data_size,
@@ -180,6 +184,8 @@ impl Metadata {
             peers: self.peer_slots()?,
             history,
             toward: number("toward_uuid", &self.toward_uuid)?,
+            extent_size: self.extent_size,
+            reign: number("reign", &self.reign)?,
             layout,
         };
         // The format has limits of its own: a name of 64 bytes, a node below 16, …

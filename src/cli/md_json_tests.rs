@@ -51,6 +51,8 @@ fn any_image() -> impl Strategy<Value = Image> {
             peers,
             history: std::array::from_fn(|i| if i % 5 == 4 { 0 } else { words[i] }),
             toward: words[3],
+            extent_size: 1 << 20,
+            reign: words[2],
             layout,
         };
         Image {
@@ -98,6 +100,8 @@ fn sample() -> Metadata {
             peers,
             history: [0; HISTORY],
             toward: 0,
+            extent_size: 4 << 20,
+            reign: 0,
             layout,
         },
         bitmaps: vec![bitmap],

@@ -53,6 +53,18 @@ fn write_volume(out: &mut String, r: &ResourceStatus, v: &VolumeStatus) -> std::
             "    both copies are shown UpToDate, and yet they are known to differ"
         )?;
     }
+    if v.marked_after_crash > 0
+        && r.peers
+            .iter()
+            .flat_map(|p| &p.volumes)
+            .any(|p| p.out_of_sync > 0)
+    {
+        let marked = size(v.marked_after_crash);
+        writeln!(
+            out,
+            "    was Primary when it went down: {marked} were marked out of sync at the start"
+        )?;
+    }
     Ok(())
 }
 

@@ -52,7 +52,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("disk", "on-io-error", ""),
     ("disk", "fencing", ""),
     ("disk", "size", ""),
-    ("disk", "al-extents", ""),
     ("disk", "al-updates", ""),
     ("disk", "al-stripes", ""),
     ("disk", "al-stripe-size", ""),

@@ -47,6 +47,7 @@ pub(crate) enum Key {
     BlockSize,
     CMaxRate,
     ResyncWindow,
+    AlExtents,
     BufferSize,
     PollUs,
 }
@@ -122,7 +123,7 @@ const AFTER_SB: [&str; 1] = ["disconnect"];
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 17] = [
+pub(crate) static OPTIONS: [OptionRow; 18] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -304,6 +305,21 @@ pub(crate) static OPTIONS: [OptionRow; 17] = [
         Value::Bytes(4 * MIB),
         How::Live,
         "Bytes of resync data under way at once.",
+    ),
+    row(
+        Key::AlExtents,
+        Section::Disk,
+        "al-extents",
+        Kind::Number {
+            min: 67,
+            max: 12_240,
+            unit: "extents of 4 MiB",
+        },
+        Value::Number(1237),
+        How::NeedsDownUp,
+        "How much may have to be resynced after a crash of the Primary: the activity log names so \
+         many extents as possibly different. More of them: fewer metadata writes when writes are \
+         scattered widely. Also taken up when the node is promoted.",
     ),
     row(
         Key::BufferSize,

@@ -58,5 +58,6 @@ mod tests {
         assert_eq!(s.number(Key::SndbufSize), e.send_queue);
         assert_eq!(s.number(Key::CMaxRate), e.resync_max_rate);
         assert_eq!(s.number(Key::ResyncWindow), e.resync_window);
+        assert_eq!(s.number(Key::AlExtents), u64::from(e.al_extents));
     }
 }

@@ -200,6 +200,7 @@ impl Resource {
             send_queue: s.number(Key::SndbufSize),
             resync_max_rate: s.number(Key::CMaxRate),
             resync_window: s.number(Key::ResyncWindow),
+            al_extents: self.small(Key::AlExtents),
             // The other policies are refused when the file is read, so the engine's defaults
             // (`disconnect`, one Primary) are what the file says.
             ..engine::Options::default()

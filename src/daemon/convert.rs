@@ -2,8 +2,8 @@
 
 use super::running::{NoStatus, Running, lock};
 use crate::api::{
-    DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus,
-    VerifyStatus, VolumeStatus,
+    ActivityLog, DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus,
+    ResyncStatus, VerifyStatus, VolumeStatus,
 };
 use crate::config;
 use crate::driver::mailbox::StatusReply;
@@ -61,6 +61,8 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 block_size: v.block_size,
                 current_uuid: format!("{:016x}", v.current_uuid),
                 disk_engine: engine(v.volume),
+                activity_log: activity_log(&v.activity),
+                marked_after_crash: v.activity.marked_after_crash,
             })
             .collect(),
         peers: status
@@ -94,6 +96,17 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
             requests: driver.requests,
         }),
     }
+}
+
+fn activity_log(log: &twinblk_engine::status::Activity) -> Option<ActivityLog> {
+    (log.capacity > 0).then_some(ActivityLog {
+        extents: log.capacity,
+        extent_size: log.extent_size,
+        active: log.active,
+        held: log.held,
+        transactions: log.transactions,
+        waited: log.waited,
+    })
 }
 
 fn peer_volume(

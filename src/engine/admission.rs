@@ -1,6 +1,9 @@
 //! The gate: may a write that holds its range start now? It keeps its range while it waits, so the
-//! order among overlapping writes stays the order of arrival.
+//! order among overlapping writes stays the order of arrival. A write whose extents are not active
+//! steps aside until they are, and others pass.
 
+use crate::peer::{Peer, Phase};
+use crate::request::RequestKey;
 use crate::resource::Resource;
 use crate::role::Step;
 use crate::volume::Waiter;
@@ -11,13 +14,18 @@ const LOG_LIMIT: usize = 16 * 1024;
 impl Resource {
     /// Why writes wait, or `None` when they may start.
     pub(crate) fn gate_closed(&self) -> Option<&'static str> {
-        if self.peers.iter().any(|p| p.freezes()) {
+        // A handshake that has not sent its facts waits for a demotion that drains, so that one must
+        // not wait for it. Otherwise it compares what must not change.
+        let draining = self
+            .role_change
+            .as_ref()
+            .is_some_and(|change| change.step == Step::Draining);
+        let waits = |p: &Peer| draining && p.link.as_ref().is_some_and(|l| l.phase == Phase::Drain);
+        if self.peers.iter().any(|p| p.freezes() && !waits(p)) {
             return Some("a peer is connecting: the generations are being compared");
         }
         // While a demotion drains what clients left behind, that goes on.
-        if let Some(change) = &self.role_change
-            && change.step != Step::Draining
-        {
+        if self.role_change.is_some() && !draining {
             return Some("the role is changing");
         }
         if self.volumes.iter().any(|v| v.bump_running) {
@@ -36,15 +44,15 @@ impl Resource {
 
     /// Starts what may start.
     pub(crate) fn run_gate(&mut self) {
-        while let Some(&key) = self.gated.front() {
+        while let Some((key, logged)) = self.at_the_gate() {
             let Some(request) = self.requests.get(key) else {
-                self.gated.pop_front();
+                self.leave_gate(logged);
                 continue;
             };
             let volume = request.volume;
             if !self.volumes[volume].is_up_to_date() || self.stopping.is_some() {
                 // The disk went out of use while the write waited, or the resource is going down.
-                self.gated.pop_front();
+                self.leave_gate(logged);
                 self.fail_unstarted(key);
                 continue;
             }
@@ -54,8 +62,24 @@ impl Resource {
             if self.needs_new_generation(volume) {
                 return self.start_new_generation(volume);
             }
+            self.leave_gate(logged);
+            if logged || self.hold_extents(key) {
+                self.start_write(key);
+            }
+        }
+    }
+
+    /// The next write, and whether its extents are active already: such a one came earlier.
+    fn at_the_gate(&self) -> Option<(RequestKey, bool)> {
+        let logged = self.logged.front().map(|&key| (key, true));
+        logged.or_else(|| self.gated.front().map(|&key| (key, false)))
+    }
+
+    fn leave_gate(&mut self, logged: bool) {
+        if logged {
+            self.logged.pop_front();
+        } else {
             self.gated.pop_front();
-            self.start_write(key);
         }
     }
 

@@ -32,6 +32,7 @@ impl Resource {
             superblock,
             layout,
             bitmaps,
+            log,
             warnings,
         } = recovered;
         for warning in warnings {
@@ -50,21 +51,9 @@ impl Resource {
             self.set_agreed_size(v, agreed);
         }
         if flags.contains(MdFlags::PRIMARY_INDICATOR) {
-            // No activity log yet: after a crash as Primary any block may differ from the peers.
-            // The indicator leaves the disk only after the full bitmap is on it.
-            let text = format!(
-                "{volume}: this node was Primary when it went down; every block is taken as \
-                 possibly different from the peers"
-            );
-            self.incident(Severity::Warning, text);
-            let forget = crate::sabotage::is(crate::sabotage::Mistake::ForgetCrash);
-            if let Some(local) = &mut self.volumes[v].local
-                && !forget
-            {
-                for bitmap in &mut local.bitmaps {
-                    bitmap.set_all();
-                }
-            }
+            // The indicator leaves the disk only after the marks are on it; until then the log stays
+            // as it is, and another crash marks the same again.
+            self.mark_after_crash(v, log);
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, true);
         }
@@ -149,11 +138,16 @@ impl Resource {
             let Some(pages) = self.volumes[v].meta.wants_begin() else {
                 continue;
             };
-            let writes = if pages {
-                self.collect_pages(v)
+            if pages && self.volumes[v].log_writer.writes_pages() {
+                // A page may not be written twice at once: the older could come last.
+                continue;
+            }
+            let mut writes = if pages {
+                self.collect_pages(v, None)
             } else {
                 Vec::new()
             };
+            writes.extend(self.first_log_block(v));
             let volume = &mut self.volumes[v];
             let Some(local) = &mut volume.local else {
                 let waiters = volume.meta.fail();
@@ -191,15 +185,33 @@ impl Resource {
         }
     }
 
-    /// All dirty bitmap pages, neighbours together.
-    fn collect_pages(&mut self, v: usize) -> Vec<(u64, Box<[u8]>)> {
+    /// All dirty bitmap pages, or only those with the marks of these byte ranges (ascending);
+    /// neighbours together.
+    pub(crate) fn collect_pages(
+        &mut self,
+        v: usize,
+        only: Option<&[(u64, u64)]>,
+    ) -> Vec<(u64, Box<[u8]>)> {
         let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
         let Some(local) = &mut self.volumes[v].local else {
             return Vec::new();
         };
         for (slot, bitmap) in local.bitmaps.iter_mut().enumerate() {
             let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-            while let Some(page) = bitmap.take_dirty_page() {
+            let mut ranges = only.unwrap_or_default().iter();
+            let mut range = ranges.next();
+            while let Some(page) = match only {
+                None => bitmap.take_dirty_page(),
+                Some(_) => loop {
+                    let Some(&(offset, len)) = range else {
+                        break None;
+                    };
+                    match bitmap.take_dirty_page_of(offset, len) {
+                        Some(page) => break Some(page),
+                        None => range = ranges.next(),
+                    }
+                },
+            } {
                 let offset = local.layout.bitmap_page_offset(slot, page);
                 let block = bitmap.encode_page(slot, page);
                 match writes.last_mut() {
@@ -356,6 +368,7 @@ impl Resource {
         let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
         self.set_disk(v, DiskState::Failed, reason.clone());
         self.tell_state();
+        self.volumes[v].log_writer.fail();
         let waiters = self.volumes[v].meta.fail();
         self.commit_failed(v, waiters, &reason);
     }
@@ -407,13 +420,15 @@ impl Resource {
 
     /// Writes that hold their range but can never start get an error.
     fn fail_gated(&mut self, v: usize) {
-        let keys: Vec<_> = self.gated.iter().copied().collect();
+        let keys: Vec<_> = self.logged.iter().chain(&self.gated).copied().collect();
         for key in keys {
             if self.requests.get(key).is_some_and(|r| r.volume == v) {
+                self.logged.retain(|&k| k != key);
                 self.gated.retain(|&k| k != key);
                 self.fail_unstarted(key);
             }
         }
+        self.fail_cold(v);
     }
 
     /// Sets or clears metadata flags in memory; a commit takes them to the disk.

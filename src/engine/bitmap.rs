@@ -202,6 +202,24 @@ impl Bitmap {
         Some(i as u64 * 64 + u64::from(bit))
     }
 
+    /// The same, of those that hold the marks of a byte range.
+    pub fn take_dirty_page_of(&mut self, offset: u64, len: u64) -> Option<u64> {
+        let end = offset.saturating_add(len).min(self.size);
+        if offset >= end {
+            return None;
+        }
+        let first = (offset >> self.shift) / BITS_PER_PAGE;
+        let last = ((end - 1) >> self.shift) / BITS_PER_PAGE;
+        for page in first..=last {
+            let word = &mut self.dirty[index(page)];
+            if *word >> (page % 64) & 1 == 1 {
+                *word &= !(1 << (page % 64));
+                return Some(page);
+            }
+        }
+        None
+    }
+
     /// Whether the disk lacks anything.
     pub fn has_dirty_pages(&self) -> bool {
         self.dirty.iter().any(|&w| w != 0)

@@ -13,6 +13,7 @@ use crate::input::RequestKind;
 use crate::output::{Output, ReplyError};
 use crate::request::{LocalPart, RequestKey, errno};
 use crate::resource::Resource;
+use crate::transfer_log::Entry;
 use twinblk_protocol::control::Protocol;
 use twinblk_protocol::frame::{Header, Kind, flags};
 
@@ -26,7 +27,13 @@ impl Resource {
             Ok(()) => LocalPart::Done,
             Err(e) => LocalPart::Failed(e),
         };
-        let (volume, lock, buf) = (r.volume, r.lock.take(), r.buf.take());
+        let (volume, buf) = (r.volume, r.buf.take());
+        let lock = if r.rest > 0 && result.is_ok() {
+            None
+        } else {
+            r.lock.take()
+        };
+        self.release_extents(key);
         if let Some(buf) = buf {
             self.out.push(Output::ReleaseBuf(buf));
         }
@@ -50,6 +57,7 @@ impl Resource {
         };
         r.local = LocalPart::Failed(errno::EIO);
         let (volume, lock, buf) = (r.volume, r.lock.take(), r.buf.take());
+        self.release_extents(key);
         if let Some(buf) = buf {
             self.out.push(Output::ReleaseBuf(buf));
         }
@@ -107,13 +115,32 @@ impl Resource {
             self.held.push(key);
             return;
         }
-        let tag = r.tag;
-        self.requests.remove(key);
+        if r.rest > 0 && error.is_none() {
+            return self.next_part(key);
+        }
+        let (tag, volume) = (r.tag, r.volume);
+        let lock = self.requests.remove(key).and_then(|r| r.lock);
         self.started -= 1;
+        if let Some(lock) = lock {
+            self.release_lock(volume, lock);
+        }
         self.out.push(Output::Reply {
             tag,
             result: error.map_or(Ok(()), Err),
         });
+    }
+
+    /// A part of a long request is done everywhere: the next one stands at the gate.
+    fn next_part(&mut self, key: RequestKey) {
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
+        r.offset += r.len;
+        r.len = self.volumes[r.volume].activity.part(r.offset, r.rest);
+        r.rest -= r.len;
+        r.local = LocalPart::NotStarted;
+        self.started -= 1;
+        self.gated.push_back(key);
     }
 
     /// The new generation is on the disk: what waited for it may be answered.
@@ -154,6 +181,13 @@ impl Resource {
             }
         } else if enough && !core::mem::replace(&mut entry.acked, true) {
             let request = entry.request;
+            if crate::sabotage::is(crate::sabotage::Mistake::ReleaseExtentAtAck) {
+                let entry = Entry {
+                    acked: false,
+                    ..*entry
+                };
+                self.release_entry(&entry);
+            }
             if let Some(key) = request {
                 self.peer_part_done(key, peer);
             }
@@ -185,7 +219,10 @@ impl Resource {
         while let Some(entry) = self.peers[peer].log.pop_stable(epoch) {
             if entry.resync {
                 self.resync_stable(peer, &entry);
-            } else if let (false, Some(key)) = (entry.acked, entry.request) {
+                continue;
+            }
+            self.release_entry(&entry);
+            if let (false, Some(key)) = (entry.acked, entry.request) {
                 // The peer may save a WriteAck when the barrier's ack says more.
                 self.peer_part_done(key, peer);
             }

@@ -32,6 +32,9 @@ pub struct Options {
     pub resync_max_rate: u64,
     /// Bytes of resync data under way at once.
     pub resync_window: u64,
+    /// Extents of the activity log; what the space on the disk does not hold is cut off. Taken up
+    /// at the next promotion.
+    pub al_extents: u32,
     /// `allow-two-primaries`; refused for now when true.
     pub allow_two_primaries: bool,
     /// Policy after a split brain with no Primary.
@@ -56,6 +59,7 @@ impl Default for Options {
             send_queue: 16 << 20,
             resync_max_rate: 0,
             resync_window: 4 << 20,
+            al_extents: 1237,
             allow_two_primaries: false,
             after_sb_0pri: AfterSb0Pri::Disconnect,
             after_sb_1pri: AfterSb1Pri::Disconnect,

@@ -174,6 +174,7 @@ impl Resource {
                 }
                 bump[v] |= !entry.resync;
             }
+            self.release_entry(&entry);
             answered.extend(entry.request);
         }
         answered.extend(self.peers[p].flush_waiters.drain(..).map(|(_, key)| key));
@@ -281,6 +282,7 @@ impl Resource {
         let options = &self.cfg.options;
         if log.open_count() >= u64::from(options.max_epoch_size)
             || log.open_bytes() >= options.max_epoch_bytes
+            || self.log_presses(log.open_count())
         {
             self.send_barrier(p, false);
         }

@@ -26,6 +26,7 @@ pub mod status;
 pub mod time;
 
 // Mechanisms, each with its own state and tests.
+mod activity_log;
 pub mod bitmap;
 mod epoch_receiver;
 pub mod generations;
@@ -44,6 +45,7 @@ mod unsettled;
 // The resource: dispatcher, then the path of a request in reading order.
 mod admission;
 mod completion;
+mod log_writer;
 mod peer_request;
 mod request;
 pub mod resource;

@@ -85,6 +85,11 @@ impl<W> MetaWriter<W> {
         (self.stage.is_none() && self.next_wanted && !self.failed).then_some(self.next_pages)
     }
 
+    /// Bitmap pages are being written, or not yet stable; or a commit with pages is asked for.
+    pub(crate) fn needs_pages(&self) -> bool {
+        self.next_pages || matches!(self.stage, Some(Stage::Pages(_) | Stage::Flush))
+    }
+
     /// The superblock of a commit without pages may be written at once.
     pub(crate) fn needs_no_flush(&self) -> bool {
         !self.never_flushed

@@ -290,6 +290,12 @@ impl Resource {
             written: false,
             left: 0,
         });
+        while let Some(key) = self.logged.pop_front().or_else(|| self.gated.pop_front()) {
+            self.fail_unstarted(key);
+        }
+        for v in 0..self.volumes.len() {
+            self.fail_cold(v);
+        }
     }
 
     /// Drives a stop: demote → part → write → out.

@@ -2,7 +2,7 @@
 
 use crate::ids::VolumeId;
 use crate::resource::Resource;
-use crate::status::{PeerStatus, PeerVolumeStatus, Status, VerifyProgress, VolumeStatus};
+use crate::status::{Activity, PeerStatus, PeerVolumeStatus, Status, VerifyProgress, VolumeStatus};
 use crate::time::Instant;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -27,12 +27,19 @@ impl Resource {
                     size: v.size(),
                     block_size: v.block_size,
                     current_uuid: v.generations.current,
+                    activity: v.activity_status(),
                 })
                 .collect(),
             peers: (0..self.peers.len())
                 .map(|p| self.peer_status(p, now))
                 .collect(),
         }
+    }
+
+    /// The activity log of a volume.
+    pub fn activity(&self, volume: VolumeId) -> Option<Activity> {
+        let v = self.volume_index(volume)?;
+        Some(self.volumes[v].activity_status())
     }
 
     fn peer_status(&self, p: usize, now: Instant) -> PeerStatus {

@@ -1,7 +1,7 @@
 //! Life of a client's request.
 //!
 //! A write: checked → holds its range ([`crate::overlap`]) → passes the gate ([`crate::admission`])
-//! → *started*: sent to every peer that receives, marked in the bitmap of every peer that does not,
+//! and holds its extents ([`crate::activity_log`]) → *started*: sent to every peer that receives, marked in the bitmap of every peer that does not,
 //! and written to the local disk, all in one step → completed ([`crate::completion`]) when every
 //! copy has said what the protocol asks.
 
@@ -42,6 +42,11 @@ pub(crate) struct Request {
     pub(crate) fua: bool,
     pub(crate) buf: Option<BufId>,
     pub(crate) lock: Option<LockId>,
+    /// Holds its extents in the activity log for its own disk.
+    pub(crate) holds: bool,
+    /// Bytes behind `offset` and `len` that are still to be done: a trim or a write of zeroes that
+    /// touches more extents than one request may hold goes part by part. The lock is on all of it.
+    pub(crate) rest: u64,
     pub(crate) local: LocalPart,
     /// Bit per node: peers whose word the answer waits for.
     pub(crate) awaiting: u16,
@@ -82,15 +87,31 @@ impl Resource {
             let text = "the range does not fit the device or its block size";
             return self.refuse(&request, refuse(errno::EINVAL, text));
         }
+        let log = &self.volumes[volume].activity;
+        let whole = matches!(
+            request.kind,
+            RequestKind::Read | RequestKind::Flush | RequestKind::Write
+        );
+        let first = if whole {
+            request.len
+        } else {
+            log.part(request.offset, request.len)
+        };
+        if request.kind == RequestKind::Write && !log.can_hold(request.offset, request.len) {
+            let text = "the write touches more extents than the activity log has (al-extents)";
+            return self.refuse(&request, refuse(errno::EINVAL, text));
+        }
         let key = self.requests.insert(Request {
             tag: request.tag,
             volume,
             kind: request.kind,
             offset: request.offset,
-            len: request.len,
+            len: first,
             fua: request.fua,
             buf: request.buf,
             lock: None,
+            holds: false,
+            rest: request.len - first,
             local: LocalPart::NotStarted,
             awaiting: 0,
             started_at: self.now,
@@ -220,6 +241,8 @@ impl Resource {
             if self.is_group() {
                 self.peers[p].settling.push_back(tag);
             }
+            // Until this peer has it stable.
+            self.volumes[volume].activity.hold_again(offset, len);
             if protocol > Protocol::A
                 && let Some(r) = self.requests.get_mut(key)
             {

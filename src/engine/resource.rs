@@ -40,6 +40,11 @@ pub(crate) enum Op {
     /// Flush of a volume's data when it is attached (by index).
     AttachFlush(usize),
     DemoteFlush,
+    /// Operations of a volume's activity log (by index): a transaction, and what goes before an
+    /// extent may be forgotten: bitmap pages, flushes.
+    LogBlock(usize),
+    LogPage(usize),
+    LogFlush(usize),
     /// Metadata operations of a volume (by index).
     MetaPage(usize),
     MetaFlush(usize),
@@ -80,6 +85,8 @@ pub struct Resource {
     pub(crate) ops: Slots<Op>,
     /// Writes that hold their range and wait for the gate, in order of arrival.
     pub(crate) gated: VecDeque<RequestKey>,
+    /// Writes whose extents are active: next at the gate, which they passed once.
+    pub(crate) logged: VecDeque<RequestKey>,
     /// Finished writes and flushes whose answer waits for a new generation.
     pub(crate) held: Vec<RequestKey>,
     /// A peer's writes that will never be started: their disk has failed.
@@ -123,6 +130,7 @@ impl Resource {
             ranges: Slots::default(),
             ops: Slots::default(),
             gated: VecDeque::new(),
+            logged: VecDeque::new(),
             held: Vec::new(),
             doomed: VecDeque::new(),
             started: 0,
@@ -166,6 +174,9 @@ impl Resource {
                 Some(Op::MetaPage(v)) => self.meta_page_done(v, result),
                 Some(Op::MetaFlush(v)) => self.meta_flush_done(v, result),
                 Some(Op::MetaSuperblock(v)) => self.superblock_done(v, result),
+                Some(Op::LogBlock(v)) => self.log_block_done(v, result),
+                Some(Op::LogPage(v)) => self.log_page_done(v, result),
+                Some(Op::LogFlush(v)) => self.log_flush_done(v, result),
                 _ => {}
             },
             Input::LinkUp { peer } => self.with_peer(peer, Self::link_up),
@@ -205,12 +216,13 @@ impl Resource {
 
     /// What tells whether a round of [`Self::settle_once`] has moved anything that another step may
     /// wait for.
-    fn progress(&self) -> (usize, Option<crate::role::Step>, usize, usize, usize) {
+    fn progress(&self) -> (usize, Option<crate::role::Step>, usize, usize, usize, usize) {
         (
             self.out.len(),
             self.role_change.as_ref().map(|c| c.step),
             self.volumes.iter().filter(|v| v.bump_running).count(),
             self.gated.len() + self.held.len(),
+            self.volumes.iter().map(|v| v.cold.len()).sum(),
             self.waiting_commands.len(),
         )
     }
@@ -219,6 +231,9 @@ impl Resource {
         self.end_doomed();
         self.promotion_consent();
         self.run_gate();
+        for v in 0..self.volumes.len() {
+            self.run_log(v);
+        }
         self.demotion_progress();
         self.answer_deferred();
         for p in 0..self.peers.len() {
@@ -249,12 +264,15 @@ impl Resource {
             Some(Op::ResyncRead(key)) => self.chunk_read(key, done.result, done.zero, done.buf),
             Some(Op::AttachFlush(v)) => self.attach_flushed(v, done.result),
             Some(Op::DemoteFlush) => self.demote_flushed(done.result),
+            Some(Op::LogFlush(v)) => self.log_flush_done(v, done.result),
             Some(
                 Op::VerifyRead(_)
                 | Op::PeerDigest(_)
                 | Op::MetaPage(_)
                 | Op::MetaFlush(_)
-                | Op::MetaSuperblock(_),
+                | Op::MetaSuperblock(_)
+                | Op::LogBlock(_)
+                | Op::LogPage(_),
             )
             | None => {}
         }
@@ -341,6 +359,8 @@ impl Resource {
     pub fn is_idle(&self) -> bool {
         self.started == 0
             && self.gated.is_empty()
+            && self.logged.is_empty()
+            && self.volumes.iter().all(|v| v.cold.is_empty())
             && self.ops.len() == 0
             && self.receivers_idle()
             && self.role_change.is_none()

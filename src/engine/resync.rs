@@ -120,7 +120,7 @@ impl Resource {
 
     fn resync_step(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].node;
-        let app_busy = self.started > 0 || !self.gated.is_empty();
+        let app_busy = self.started > 0 || !self.gated.is_empty() || !self.logged.is_empty();
         let options = &self.cfg.options;
         let unsent = self.peers[p].unsent();
         let (window, cap) = (options.resync_window, options.resync_max_rate);

@@ -179,7 +179,8 @@ impl Resource {
         // promoted, and must not come over what clients write afterwards.
         let drained = self.receivers_idle()
             || crate::sabotage::is(crate::sabotage::Mistake::PromoteBeforeDrained);
-        if waiting || !drained {
+        // Nothing of an earlier reign is still on its way into the log.
+        if waiting || !drained || !self.volumes.iter().all(|v| v.log_is_idle()) {
             return;
         }
         // The world may have changed while the peers were asked.
@@ -202,6 +203,7 @@ impl Resource {
             }
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, true);
+            self.begin_reign(v);
             self.volumes[v].generations.set_primary_bit(true);
             let size = self.volumes[v].device_size();
             self.set_agreed_size(v, size);
@@ -304,7 +306,8 @@ impl Resource {
             Some(Step::Flushing { left: 0 }) => {
                 let owed = self.peers.iter().any(|p| p.log.application_writes() > 0);
                 let bumping = self.volumes.iter().any(|v| v.bump_running);
-                if owed || bumping {
+                let logging = self.volumes.iter().any(|v| !v.log_is_idle());
+                if owed || bumping || logging {
                     return;
                 }
                 let left = self.volumes.len();

@@ -34,15 +34,23 @@ pub enum Mistake {
     PromoteBeforeDrained,
     /// A disk that failed goes on taking metadata.
     CommitAfterFailure,
-    /// A crashed Primary marks nothing.
+    /// A crashed Primary marks nothing, whatever its activity log says.
     ForgetCrash,
     /// What a demotion leaves marked is not written to the disk.
     DemoteWithoutBitmap,
+    /// A write starts before the activity log on the disk names its extents.
+    SkipLogCommit,
+    /// An extent is forgotten before its marks are on the disk.
+    ForgetExtentWithoutBitmap,
+    /// An extent is forgotten before its data are stable on the own disk.
+    ForgetExtentUnflushed,
+    /// An extent is given back when the peer acknowledges a write, not when it is stable there.
+    ReleaseExtentAtAck,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -59,6 +67,10 @@ impl Mistake {
         Self::CommitAfterFailure,
         Self::ForgetCrash,
         Self::DemoteWithoutBitmap,
+        Self::SkipLogCommit,
+        Self::ForgetExtentWithoutBitmap,
+        Self::ForgetExtentUnflushed,
+        Self::ReleaseExtentAtAck,
     ];
 }
 

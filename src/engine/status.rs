@@ -72,6 +72,30 @@ pub struct PeerStatus {
     pub volumes: Vec<PeerVolumeStatus>,
 }
 
+/// The activity log of a volume: what it holds, and what it has done since the resource was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Extents it has room for; 0: this node was not Primary yet.
+    pub capacity: u64,
+    /// Bytes of an extent.
+    pub extent_size: u64,
+    /// Extents that are active.
+    pub active: u64,
+    /// Extents in which something is not yet stable everywhere.
+    pub held: u64,
+    /// Transactions written.
+    pub transactions: u64,
+    /// Extents that became active.
+    pub activated: u64,
+    /// Extents that were forgotten for others.
+    pub evicted: u64,
+    /// Writes that waited for an extent.
+    pub waited: u64,
+    /// Bytes marked out of sync when the disk was attached, because this node had gone down as
+    /// Primary.
+    pub marked_after_crash: u64,
+}
+
 /// One local volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeStatus {
@@ -87,6 +111,8 @@ pub struct VolumeStatus {
     pub block_size: u32,
     /// Current generation.
     pub current_uuid: u64,
+    /// Activity log.
+    pub activity: Activity,
 }
 
 /// The resource.

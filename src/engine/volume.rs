@@ -1,9 +1,11 @@
 //! One volume: its disk, generations, bitmaps, overlap lock and metadata.
 
+use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::event::DiskState;
 use crate::generations::Generations;
 use crate::ids::{CommandId, NodeId, VolumeId};
+use crate::log_writer::{Cold, LogWriter};
 use crate::meta_writer::MetaWriter;
 use crate::metadata::layout::Layout;
 use crate::metadata::superblock::Superblock;
@@ -12,8 +14,10 @@ use crate::peer_request::PeerRequestKey;
 use crate::request::RequestKey;
 use crate::resize::Measuring;
 use crate::resync::ChunkKey;
+use crate::status::Activity;
 use crate::time::Instant;
 use crate::verify::RangeKey;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -101,6 +105,13 @@ pub(crate) struct Volume {
     pub(crate) resize_to: Option<(u64, u64)>,
     /// A new size is not on the disk yet: clients see this one.
     pub(crate) clients_see: Option<u64>,
+    pub(crate) activity: ActivityLog,
+    pub(crate) log_writer: LogWriter,
+    /// Writes that passed the gate and wait for their extents, in order of arrival.
+    pub(crate) cold: VecDeque<Cold>,
+    /// Bytes marked out of sync when the disk was attached, because this node had gone down as
+    /// Primary.
+    pub(crate) marked_after_crash: u64,
 }
 
 impl Volume {
@@ -122,7 +133,36 @@ impl Volume {
             measuring: None,
             resize_to: None,
             clients_see: None,
+            activity: ActivityLog::default(),
+            log_writer: LogWriter::default(),
+            cold: VecDeque::new(),
+            marked_after_crash: 0,
         }
+    }
+
+    /// The activity log for people.
+    pub(crate) fn activity_status(&self) -> Activity {
+        let (log, counts) = (&self.activity, self.activity.counts);
+        Activity {
+            capacity: log.capacity() as u64,
+            extent_size: self
+                .local
+                .as_ref()
+                .map_or(0, |l| u64::from(l.superblock.extent_size)),
+            active: log.in_use() as u64,
+            held: log.held() as u64,
+            transactions: counts.transactions,
+            activated: counts.activated,
+            evicted: counts.evicted,
+            waited: counts.waited,
+            marked_after_crash: self.marked_after_crash,
+        }
+    }
+
+    /// Nothing is on its way into the activity log, or ever will be.
+    pub(crate) fn log_is_idle(&self) -> bool {
+        self.disk == DiskState::Failed
+            || self.cold.is_empty() && self.activity.is_idle() && self.log_writer.is_idle()
     }
 
     /// The bitmap towards a peer.

@@ -194,10 +194,17 @@ fn expected() -> Vec<String> {
         "verify finished",
         "verify ended early",
     ];
+    let log = [
+        "log transaction",
+        "extent evicted",
+        "write waited for a cold extent",
+        "a Primary's log was recovered",
+        "extent marked after a crash",
+    ];
     let served = ["read", "write", "trim", "zeroes", "flush"].map(|k| format!("served {k}"));
     faults
         .chain(rows)
-        .chain(states.into_iter().map(str::to_owned))
+        .chain(states.into_iter().chain(log).map(str::to_owned))
         .chain(served)
         .collect()
 }

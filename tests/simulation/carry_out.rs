@@ -344,7 +344,11 @@ impl World {
             return;
         }
         let (volume, meta) = (VOLUME, None);
-        let disk = Ok(self.nodes[n].disk.size());
+        let disk = &self.nodes[n].disk;
+        let disk = Ok(match self.plan.external {
+            true => disk.data().len() as u64 * crate::disk::SECTOR,
+            false => disk.disk_size(),
+        });
         self.feed(n, Input::Measured { volume, disk, meta });
     }
 }

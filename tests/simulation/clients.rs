@@ -154,6 +154,7 @@ impl World {
 
     fn client_asks(&mut self, c: usize, n: usize) {
         let span = self.plan.span.min(self.nodes[n].disk.data().len());
+        let most = self.plan.longest_write();
         let rng = &mut self.clients.rng;
         let (kind, longest) = match rng.below(20) {
             0..=3 => (RequestKind::Read, 64),
@@ -167,7 +168,12 @@ impl World {
         let range = if longest == 0 {
             0..0
         } else {
-            let len = rng.pick(&[1, 1, 8, 8, 8, 16, longest]).min(span);
+            let len: usize = rng.pick(&[1, 1, 8, 8, 8, 16, longest]);
+            let len = match kind {
+                RequestKind::Write => len.min(most),
+                _ => len,
+            };
+            let len = len.min(span);
             let at = rng.index(span - len + 1);
             at..at + len
         };

@@ -35,14 +35,14 @@ enum Cached {
     Meta(usize, Vec<u8>, Vec<bool>),
 }
 
-/// The disk of a node: data in front, internal metadata behind.
+/// The disk of a node: data, and metadata behind them or on a device of their own.
 #[derive(Debug, Clone)]
 pub struct Disk {
     now: Vec<Stamp>,
     stable: Vec<Stamp>,
     meta_now: Vec<u8>,
     meta_stable: Vec<u8>,
-    /// Where the metadata begin, bytes.
+    /// Offset of the first byte of the metadata on their device.
     meta_base: u64,
     cache: Vec<Cached>,
 }
@@ -56,8 +56,8 @@ enum Fate {
 }
 
 impl Disk {
-    /// All zero.
-    pub fn new(data_bytes: u64, meta_bytes: u64) -> Self {
+    /// All zero. The metadata begin at `meta_base` of their device.
+    pub fn new(data_bytes: u64, meta_bytes: u64, meta_base: u64) -> Self {
         let sectors = usize::try_from(data_bytes / SECTOR).expect("small");
         let meta = usize::try_from(meta_bytes).expect("small");
         Self {
@@ -65,14 +65,19 @@ impl Disk {
             stable: vec![0; sectors],
             meta_now: vec![0; meta],
             meta_stable: vec![0; meta],
-            meta_base: data_bytes,
+            meta_base,
             cache: Vec::new(),
         }
     }
 
-    /// Bytes of the whole disk.
-    pub fn size(&self) -> u64 {
+    /// Bytes of the device that holds the metadata.
+    pub fn meta_size(&self) -> u64 {
         self.meta_base + self.meta_now.len() as u64
+    }
+
+    /// Bytes of the device that holds the data.
+    pub fn disk_size(&self) -> u64 {
+        self.meta_size().max(self.now.len() as u64 * SECTOR)
     }
 
     /// What is read now.
@@ -229,7 +234,7 @@ mod tests {
         let mut fates = [0; 3];
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
-            let mut disk = Disk::new(64 * SECTOR, 4096);
+            let mut disk = Disk::new(64 * SECTOR, 4096, 64 * SECTOR);
             disk.write(0, &[stamp(1, 0); 8], false);
             disk.flush();
             disk.write(0, &[stamp(2, 0); 8], false);
@@ -257,7 +262,7 @@ mod tests {
     #[test]
     fn a_stable_write_is_not_undone_by_an_older_one_in_the_cache() {
         for seed in 0..50 {
-            let mut disk = Disk::new(64 * SECTOR, 4096);
+            let mut disk = Disk::new(64 * SECTOR, 4096, 64 * SECTOR);
             disk.write(0, &[stamp(1, 0); 4], false);
             disk.write(1, &[stamp(2, 1); 2], true);
             disk.power_cut(&mut Rng::new(seed));

@@ -3,6 +3,8 @@
 use crate::node::{VOLUME, name};
 use crate::world::World;
 use twinblk_engine::event::{ConnState, DiskState, ReplState, Role};
+use twinblk_engine::input::Input;
+use twinblk_engine::metadata::superblock::MdFlags;
 
 impl World {
     /// What is looked at after every step.
@@ -170,6 +172,58 @@ impl World {
                     name(target)
                 );
                 return self.violate("bits_cover_the_difference", text);
+            }
+        }
+    }
+
+    /// What is marked on a disk that is about to be attached, and what its activity log adds if the
+    /// node went down as Primary: byte ranges.
+    pub(crate) fn marks_of_a_crash(&mut self, input: &Input) -> Vec<(u64, u64)> {
+        let Input::Attached { recovered, .. } = input else {
+            return Vec::new();
+        };
+        let mut marks = Vec::new();
+        for bitmap in &recovered.bitmaps {
+            let mut at = 0;
+            while let Some((offset, len)) = bitmap.next_run(at, u64::MAX) {
+                marks.push((offset, len));
+                at = offset + len;
+            }
+        }
+        let flags = recovered.superblock.flags;
+        if !flags.contains(MdFlags::PRIMARY_INDICATOR) {
+            return marks;
+        }
+        let size = u64::from(recovered.superblock.extent_size);
+        match &recovered.log {
+            Ok(extents) => {
+                if extents.len() > self.plan.al_extents as usize {
+                    let text = format!("{} extents are hot", extents.len());
+                    self.violate("the_resync_is_bounded", text);
+                }
+                self.trace.count("a Primary's log was recovered");
+                for &extent in extents {
+                    self.trace.count("extent marked after a crash");
+                    marks.push((u64::from(extent) * size, size));
+                }
+            }
+            Err(error) => self.violate("the_log_survives", error.to_string()),
+        }
+        marks
+    }
+
+    /// After a crash as Primary nothing is marked but what was marked before and what was hot.
+    pub(crate) fn resync_is_bounded(&mut self, n: usize, bounds: Vec<(u64, u64)>) {
+        let size = self.nodes[n].disk.data().len() as u64 * 512;
+        let Some(engine) = &self.nodes[n].engine else {
+            return;
+        };
+        for (offset, len, dirty) in engine.dirty_ranges(VOLUME, 0, size, usize::MAX) {
+            let blocks = (offset..offset + len).step_by(4096);
+            let within = |at: u64| bounds.iter().any(|&(o, l)| o <= at && at < o + l);
+            if dirty && let Some(at) = blocks.into_iter().find(|&at| !within(at)) {
+                let text = format!("{} marks byte {at}, which was not hot", name(n));
+                return self.violate("the_resync_is_bounded", text);
             }
         }
     }

@@ -12,6 +12,7 @@ use twinblk_engine::metadata::layout::{Layout, Placement};
 use twinblk_engine::metadata::open::{ReadAt, ReadError, Recovered};
 use twinblk_engine::metadata::{create, open};
 use twinblk_engine::resource::Resource;
+use twinblk_engine::status::Activity;
 use twinblk_engine::time::{Duration, Instant};
 
 /// The volume of all runs.
@@ -123,6 +124,10 @@ pub struct Node {
     pub log: VecDeque<String>,
     /// The generation a resync as target began from, by node.
     pub syncing_from: Option<usize>,
+    /// Where its metadata are.
+    pub placement: Placement,
+    /// What its activity log had done when it was last looked at.
+    pub activity: Activity,
 }
 
 struct Reader<'a>(&'a Disk);
@@ -140,8 +145,11 @@ pub fn name(n: usize) -> &'static str {
 }
 
 /// Layout of a disk with at least so much room for data.
-pub fn layout(sectors: usize, peers: u8) -> Layout {
+pub fn layout(sectors: usize, peers: u8, external: bool) -> Layout {
     let data = sectors as u64 * SECTOR;
+    if external {
+        return Layout::external(data, None, 4096, peers).expect("a sane size");
+    }
     let mut size = data + (64 << 10);
     loop {
         let layout = Layout::internal(size, 4096, peers).expect("a sane size");
@@ -159,9 +167,11 @@ impl Node {
             .filter(|&m| m != n)
             .map(|m| NodeId(u8::try_from(m).expect("few")))
             .collect();
-        let layout = layout(plan.sectors, u8::try_from(peers.len()).expect("few"));
-        let meta = layout.disk_size - layout.data_size;
-        let mut disk = Disk::new(layout.data_size, meta);
+        let slots = u8::try_from(peers.len()).expect("few");
+        let layout = layout(plan.sectors, slots, plan.external);
+        let base = if plan.external { 0 } else { layout.data_size };
+        let mut disk = Disk::new(layout.data_size, layout.metadata_len(), base);
+        let placement = layout.placement;
         let params = create::CreateParams {
             layout,
             resource: "r0",
@@ -170,6 +180,7 @@ impl Node {
             peers: &peers,
             device_uuid: 0x77 + n as u64,
             block_size: 512,
+            extent_size: plan.extent_size,
         };
         create::create(params, &mut |offset, bytes: &[u8]| {
             disk.write_meta(offset, bytes, true);
@@ -198,14 +209,15 @@ impl Node {
             holders: Vec::new(),
             log: VecDeque::new(),
             syncing_from: None,
+            placement,
+            activity: Activity::default(),
         }
     }
 
     /// Reads the metadata as a starting daemon does.
     pub fn recover(&self) -> Result<Recovered, String> {
-        let size = self.disk.size();
-        open::open(&mut Reader(&self.disk), size, size, Placement::Internal)
-            .map_err(|e| e.to_string())
+        let (meta, disk) = (self.disk.meta_size(), self.disk.disk_size());
+        open::open(&mut Reader(&self.disk), meta, disk, self.placement).map_err(|e| e.to_string())
     }
 
     /// New metadata, as `create-md --force` writes them.
@@ -237,6 +249,7 @@ impl Node {
         }));
         self.stopped = false;
         self.faults = DiskFaults::default();
+        self.activity = Activity::default();
         Ok(Input::Attached {
             volume: VOLUME,
             recovered: Box::new(recovered),
@@ -324,6 +337,7 @@ pub fn options(plan: &Plan) -> Options {
         timeout: Duration::from_secs(1),
         ko_count: 3,
         resync_max_rate: plan.resync_rate,
+        al_extents: plan.al_extents,
         ..Options::default()
     };
     if plan.tight {

@@ -117,6 +117,10 @@ pub struct Plan {
     pub write_through: bool,
     /// Bytes per second of a resync at most, 0: as fast as it can.
     pub resync_rate: u64,
+    /// Bytes of an extent of the activity log, and how many it has.
+    pub extent_size: u32,
+    /// See `extent_size`.
+    pub al_extents: u32,
     /// Short time limits and small queues.
     pub tight: bool,
     /// Disturbances (by number) that are left out: how a failure is reduced.
@@ -126,6 +130,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Sectors a client may write at once: what touches more extents than the log has is refused.
+    pub fn longest_write(&self) -> usize {
+        let extent = self.extent_size as usize / 512;
+        // Wherever it begins.
+        ((self.al_extents as usize - 1) * extent + 1).min(64)
+    }
+
     /// What this seed decides.
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::stream(seed, 1);
@@ -140,6 +151,8 @@ impl Plan {
         let kinds = rng.between(0, 6);
         let faults = (0..kinds).map(|_| rng.pick(&Fault::ALL)).collect();
         let nodes = Rng::stream(seed, 8).pick(&[2usize, 2, 2, 3, 3, 4]);
+        let al_extents = rng.pick(&[1, 2, 3, 3, 16, 64, 1237]);
+        let think = rng.pick(&[MS, 10 * MS, 50 * MS, 300 * MS]);
         Self {
             seed,
             nodes,
@@ -148,7 +161,13 @@ impl Plan {
             clients: usize::try_from(rng.between(1, 4)).expect("few"),
             depth: usize::try_from(rng.pick(&[1, 2, 4, 16])).expect("few"),
             span: rng.pick(&[16, 64, sectors]),
-            think: rng.pick(&[MS, 10 * MS, 50 * MS, 300 * MS]),
+            // With a tiny log on a slow disk a write takes long: what clients leave behind must end
+            // before patience does.
+            think: if al_extents < 16 {
+                think.max(10 * MS)
+            } else {
+                think
+            },
             duration: rng.pick(&[3 * SECOND, 10 * SECOND, 30 * SECOND]),
             faults,
             fault_every: rng.pick(&[SECOND / 2, 2 * SECOND, 8 * SECOND]),
@@ -159,6 +178,8 @@ impl Plan {
             external: rng.per_mille(400),
             write_through: rng.per_mille(100),
             resync_rate: rng.pick(&[0, 0, 64 << 10, 512 << 10, 1 << 20]),
+            extent_size: rng.pick(&[4096, 4096, 16 << 10, 64 << 10, 4 << 20]),
+            al_extents,
             tight: rng.per_mille(400),
             without: Vec::new(),
             most: u64::MAX,
@@ -186,6 +207,8 @@ impl Plan {
             external: false,
             write_through: false,
             resync_rate: 0,
+            extent_size: 16 << 10,
+            al_extents: 3,
             tight: false,
             without: Vec::new(),
             most: 0,

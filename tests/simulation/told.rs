@@ -1,9 +1,28 @@
 //! What engines tell: their view of things, for the oracle and for coverage.
 
+use crate::node::VOLUME;
 use crate::world::World;
 use twinblk_engine::event::{ConnState, DiskState, Event, ReplState, Role, What};
 
 impl World {
+    /// Counts what an activity log did.
+    pub(crate) fn log_progress(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        let Some(now) = node.engine.as_ref().and_then(|e| e.activity(VOLUME)) else {
+            return;
+        };
+        let before = core::mem::replace(&mut node.activity, now);
+        for (what, from, to) in [
+            ("log transaction", before.transactions, now.transactions),
+            ("extent evicted", before.evicted, now.evicted),
+            ("write waited for a cold extent", before.waited, now.waited),
+        ] {
+            for _ in from..to {
+                self.trace.count(what);
+            }
+        }
+    }
+
     pub(crate) fn told(&mut self, n: usize, event: Event) {
         let text = format!("{:?} {:?}: {}", event.severity, event.what, event.cause);
         let log = &mut self.nodes[n].log;

@@ -245,6 +245,7 @@ impl World {
         self.trace.mix(self.now ^ (n as u64) << 56);
         let mut out = Vec::new();
         engine.handle(clock, input, &mut out);
+        self.log_progress(n);
         self.carry_out_all(n, out);
     }
 
@@ -294,7 +295,11 @@ impl World {
         self.trace.line(self.now, || format!("{n}: started"));
         self.trace.count("boot");
         match self.nodes[n].boot(&self.plan, &mut self.boot_rng) {
-            Ok(input) => self.feed(n, input),
+            Ok(input) => {
+                let bounds = self.marks_of_a_crash(&input);
+                self.feed(n, input);
+                self.resync_is_bounded(n, bounds);
+            }
             Err(text) => self.violate("metadata_survive", format!("node {n}: {text}")),
         }
     }

@@ -52,7 +52,7 @@ fn the_engine_gets_what_the_file_says() {
     let text = sample_and(
         "[net]\nping-int = 20\nping-timeout = \"500ms\"\ntimeout = 12\nko-count = 0\n\
          max-epoch-size = 1\nsndbuf-size = \"1M\"\n[disk]\nresync-rate = \"10M\"\n\
-         resync-window = \"1M\"\nblock-size = 4096\n",
+         resync-window = \"1M\"\nal-extents = 67\nblock-size = 4096\n",
     )
     .replace("protocol = \"C\"", "protocol = \"A\"");
     let e = resource(&text).to_engine(1, 1);
@@ -66,6 +66,7 @@ fn the_engine_gets_what_the_file_says() {
         send_queue: 1 << 20,
         resync_max_rate: 10 << 20,
         resync_window: 1 << 20,
+        al_extents: 67,
         ..Options::default()
     };
     assert_eq!(e.options, expected);
@@ -216,6 +217,7 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
             Key::Timeout => "\"7s\"".to_owned(),
             Key::PingInt | Key::PingTimeout | Key::ConnectInt => "\"11s\"".to_owned(),
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
+            Key::AlExtents => "67".to_owned(),
             Key::BufferSize => "\"33M\"".to_owned(),
             _ => "\"9M\"".to_owned(),
         };

@@ -49,6 +49,7 @@ pub(super) fn create_metadata(file: &std::fs::File, layout: Layout, node: u8) {
         peers: &[NodeId(1 - node)],
         device_uuid: 7 + u64::from(node),
         block_size: 512,
+        extent_size: 4 << 20,
     };
     create(params, &mut |at, data: &[u8]| file.write_all_at(data, at)).expect("metadata");
 }

@@ -4,7 +4,6 @@
 //! Invariant: what the engine can leave behind in any state, and after any power cut, is nowhere
 //! called wrong, but for a single half-written block.
 
-use super::image::read_activity_log;
 use super::layout::{Layout, Placement};
 use super::open::{OpenError, ReadAt, Recovered, open};
 use super::superblock::{MdFlags, PeerFlags, Superblock};
@@ -86,7 +85,7 @@ pub fn check(
     match open(dev, meta_size, disk_size, placement) {
         Ok(recovered) => {
             check_copies(&copies, &mut findings);
-            check_contents(dev, &recovered, &mut findings);
+            check_contents(&recovered, &mut findings);
             check_sizes(&recovered, meta_size, disk_size, &mut findings);
         }
         Err(e) => {
@@ -133,7 +132,7 @@ fn check_copies(copies: &[Option<Superblock>; 2], findings: &mut Vec<Finding>) {
 }
 
 /// Flags, generations and bits against each other.
-fn check_contents(dev: &mut dyn ReadAt, r: &Recovered, findings: &mut Vec<Finding>) {
+fn check_contents(r: &Recovered, findings: &mut Vec<Finding>) {
     // The superblocks have their own verdicts already.
     let pages = r.warnings.iter().filter(|w| !w.starts_with("superblock"));
     findings.extend(pages.map(|w| wrong(w.clone(), REPAIRED_BY_RESYNC)));
@@ -141,22 +140,11 @@ fn check_contents(dev: &mut dyn ReadAt, r: &Recovered, findings: &mut Vec<Findin
         let (set, bits) = (bitmap.count_set(), bitmap.bits());
         findings.push(good(format!("bitmap {slot}: {set} of {bits} bits set")));
     }
-    findings.push(activity_log(dev, &r.layout));
+    findings.push(log_finding(r));
     let sb = &r.superblock;
     check_flags(sb, findings);
     check_generations(sb, findings);
     check_peers(r, findings);
-}
-
-/// The one place that would look into the activity log. Its blocks are taken as they are.
-fn activity_log(dev: &mut dyn ReadAt, layout: &Layout) -> Finding {
-    match read_activity_log(dev, layout) {
-        Err(e) => wrong(format!("activity log: {e}"), "replace the disk"),
-        Ok(log) => {
-            let used = log.chunks(BLOCK).filter(|b| b.iter().any(|&x| x != 0));
-            good(format!("activity log: {} blocks in use", used.count()))
-        }
-    }
 }
 
 fn check_flags(sb: &Superblock, findings: &mut Vec<Finding>) {
@@ -285,6 +273,61 @@ pub fn check_configured(superblock: &Superblock, peers: &[NodeId]) -> Vec<Findin
         }
     }
     findings
+}
+
+/// Runs of extents that are named.
+const NAMED: usize = 16;
+
+/// The activity log in words. It matters only to a node that is Primary, or went down as one.
+fn log_finding(recovered: &Recovered) -> Finding {
+    let primary = recovered
+        .superblock
+        .flags
+        .contains(MdFlags::PRIMARY_INDICATOR);
+    let size = u64::from(recovered.superblock.extent_size);
+    let extents = match &recovered.log {
+        Ok(extents) => extents,
+        Err(error) if primary => {
+            let text = format!("activity log: {error}; after a crash every block counts");
+            return wrong(text, REPAIRED_BY_RESYNC);
+        }
+        Err(_) => {
+            return good("activity log: empty".to_string());
+        }
+    };
+    let mut text = format!(
+        "activity log: {} extent(s) of {size} bytes{}",
+        extents.len(),
+        if primary {
+            ", which would be marked after a crash"
+        } else {
+            " of the last time this node was Primary; they mean nothing now"
+        }
+    );
+    if primary && !extents.is_empty() {
+        text.push_str(": ");
+        for (i, run) in runs(extents).enumerate() {
+            if i == NAMED {
+                text.push_str(", …");
+                break;
+            }
+            if i > 0 {
+                text.push_str(", ");
+            }
+            text.push_str(&match run {
+                (first, last) if first == last => format!("{first}"),
+                (first, last) => format!("{first}-{last}"),
+            });
+        }
+    }
+    good(text)
+}
+
+/// Runs of consecutive numbers: (first, last).
+fn runs(extents: &[u32]) -> impl Iterator<Item = (u32, u32)> + '_ {
+    extents
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| (run[0], run[run.len() - 1]))
 }
 
 #[cfg(test)]

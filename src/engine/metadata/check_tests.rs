@@ -44,6 +44,7 @@ fn fresh_and_used_metadata_are_good() {
         peers: &[NodeId(1)],
         device_uuid: 7,
         block_size: 512,
+        extent_size: 4 << 20,
     };
     create(params, &mut |at, data: &[u8]| {
         mem.put(at, data);

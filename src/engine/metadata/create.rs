@@ -28,6 +28,9 @@ pub struct CreateParams<'a> {
     pub device_uuid: u64,
     /// Smallest I/O: 512 or 4096.
     pub block_size: u32,
+    /// Bytes of an extent of the activity log; [`super::superblock::DEFAULT_EXTENT`] unless the
+    /// device is tiny. See [`super::superblock::extent_size_fits`].
+    pub extent_size: u32,
 }
 
 /// Where [`create`] puts bytes: an offset in the metadata device, in bytes, and what belongs there.
@@ -71,6 +74,8 @@ pub fn create<E>(params: CreateParams<'_>, write: Writer<'_, E>) -> Result<Super
         node: params.node,
         agreed_size: 0,
         block_size: params.block_size,
+        extent_size: params.extent_size,
+        reign: 0,
         flags: MdFlags::default(),
         current: UUID_JUST_CREATED,
         peers,

@@ -7,6 +7,7 @@ pub mod check;
 pub mod create;
 pub mod image;
 pub mod layout;
+pub mod log_block;
 pub mod open;
 pub mod search;
 pub mod superblock;

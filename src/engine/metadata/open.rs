@@ -1,6 +1,7 @@
 //! Reading the metadata of a disk, and saying in words why they cannot be used.
 
 use super::layout::{Layout, Placement};
+use super::log_block::{self, Identity, LogError};
 use super::superblock::{Superblock, SuperblockError, choose};
 use super::{BLOCK, BLOCK64, bitmap_pages, search};
 use crate::bitmap::Bitmap;
@@ -36,6 +37,9 @@ pub struct Recovered {
     pub layout: Layout,
     /// By slot.
     pub bitmaps: Vec<Bitmap>,
+    /// Extents that may differ from the peers if this node went down as Primary, ascending; without
+    /// the indicator of that it means nothing.
+    pub log: Result<Vec<u32>, LogError>,
     /// What was damaged and how it was made good, in words.
     pub warnings: Vec<String>,
 }
@@ -225,12 +229,26 @@ pub fn open(
     for slot in 0..layout.slots {
         bitmaps.push(read_bitmap(dev, &layout, slot, &mut warnings));
     }
+    let log = read_log(dev, &superblock);
     Ok(Recovered {
         superblock,
         layout,
         bitmaps,
+        log,
         warnings,
     })
+}
+
+fn read_log(dev: &mut dyn ReadAt, superblock: &Superblock) -> Result<Vec<u32>, LogError> {
+    let layout = &superblock.layout;
+    let mut ring = vec![0u8; usize::try_from(layout.activity_log_len).unwrap_or(0)];
+    dev.read_at(layout.activity_log_offset, &mut ring)
+        .map_err(|e| LogError::Read(e.errno))?;
+    let identity = Identity {
+        device_uuid: superblock.device_uuid,
+        reign: superblock.reign,
+    };
+    log_block::recover(&ring, &identity)
 }
 
 /// A page that cannot be read or believed counts as all set: its blocks are resynced.
@@ -325,6 +343,7 @@ mod tests {
             peers: &[NodeId(0)],
             device_uuid: 7,
             block_size: 512,
+            extent_size: 4 << 20,
         };
         create(params, &mut |at, data: &[u8]| {
             let at = usize::try_from(at).expect("small");

@@ -7,10 +7,10 @@
 //!  32 disk_size u64          40 agreed_size u64
 //!  48 current u64            56 block_size u32  60 bitmap_block u32
 //!  64 flags u32              68 node u8  69 slots u8  70 placement u8  71 reserved
-//!  72 volume u16             74 resource_len u16  76 reserved u32
+//!  72 volume u16             74 resource_len u16  76 extent_size u32
 //!  80 activity_log_offset    88 activity_log_len
 //!  96 bitmap_offset         104 bitmap_pages_per_slot
-//! 112 data_size             120 reserved
+//! 112 data_size             120 reign u64
 //! 128 resource [64]
 //! 192 history [16 × u64]
 //! 320 peers [16 × { bitmap u64, last_incarnation u64, flags u32, slot u8, reserved [11] }]
@@ -31,6 +31,8 @@ const PEERS_AT: usize = 320;
 const PEER_LEN: usize = 32;
 const TOWARD_AT: usize = 832;
 const NO_SLOT: u8 = 255;
+/// Bytes of an extent of the activity log unless said otherwise.
+pub const DEFAULT_EXTENT: u32 = 4 << 20;
 /// Longest resource name in bytes.
 pub const MAX_NAME: usize = 64;
 
@@ -138,6 +140,11 @@ pub struct Superblock {
     pub block_size: u32,
     /// Where things are.
     pub layout: Layout,
+    /// Bytes of an extent of the activity log, see [`extent_size_fits`].
+    pub extent_size: u32,
+    /// Random number of the last time this node was Primary, which its activity log carries; 0: no
+    /// log was kept then.
+    pub reign: u64,
     /// State.
     pub flags: MdFlags,
     /// Current generation.
@@ -180,6 +187,14 @@ pub enum SuperblockError {
     Invalid(&'static str),
 }
 
+/// Whether extents may have this size: a power of two from 4 KiB to 1 GiB, and the device so few of
+/// them that they can be numbered.
+pub fn extent_size_fits(extent_size: u32, data_size: u64) -> bool {
+    extent_size.is_power_of_two()
+        && (4096..=1 << 30).contains(&extent_size)
+        && data_size / u64::from(extent_size) < u64::from(super::log_block::NO_EXTENT - 1)
+}
+
 impl Superblock {
     /// Encodes it.
     pub fn encode(&self) -> Box<[u8; BLOCK]> {
@@ -199,6 +214,7 @@ impl Superblock {
             (96, l.bitmap_offset),
             (104, l.bitmap_pages_per_slot),
             (112, l.data_size),
+            (120, self.reign),
         ];
         for (at, value) in words {
             put(b, at, &value.to_le_bytes());
@@ -213,6 +229,7 @@ impl Superblock {
         let name = self.resource.as_bytes();
         let name = &name[..name.len().min(MAX_NAME)];
         put(b, 74, &(name.len() as u16).to_le_bytes());
+        put(b, 76, &self.extent_size.to_le_bytes());
         put(b, 128, name);
         for (i, uuid) in self.history.iter().enumerate() {
             put(b, 192 + i * 8, &uuid.to_le_bytes());
@@ -287,6 +304,14 @@ impl Superblock {
         if block_size != 512 && block_size != 4096 {
             return Err(invalid("block size"));
         }
+        // Metadata made before there was an activity log say 0.
+        let extent_size = match get_u32(b, 76) {
+            0 => DEFAULT_EXTENT,
+            size => size,
+        };
+        if !extent_size_fits(extent_size, layout.data_size) {
+            return Err(invalid("extent size"));
+        }
         let agreed_size = get_u64(b, 40);
         if agreed_size > layout.data_size {
             return Err(invalid("agreed size"));
@@ -318,6 +343,8 @@ impl Superblock {
             agreed_size,
             block_size,
             layout,
+            extent_size,
+            reign: get_u64(b, 120),
             flags: MdFlags(get_u32(b, 64)),
             current: get_u64(b, 48),
             peers,
@@ -404,6 +431,8 @@ mod tests {
             agreed_size: 1 << 20,
             block_size: 512,
             layout: Layout::internal(1 << 30, 4096, 2).expect("large enough"),
+            extent_size: 1 << 20,
+            reign: 0x0102_0304_0506_0708,
             flags,
             current: UUID_JUST_CREATED,
             peers,
@@ -438,6 +467,29 @@ mod tests {
             let want = if torn == new.encode() { &new } else { &old };
             assert_eq!(&chosen.superblock, want, "torn after {sectors} sectors");
         }
+    }
+
+    #[test]
+    fn metadata_from_before_the_activity_log_are_read_as_without_one() {
+        let mut old = sample(5);
+        (old.extent_size, old.reign) = (0, 0);
+        let found = Superblock::decode(&old.encode()[..]).expect("as good as ever");
+        assert_eq!((found.extent_size, found.reign), (DEFAULT_EXTENT, 0));
+    }
+
+    #[test]
+    fn impossible_extents_are_refused() {
+        for size in [2048, 4097, 2 << 30] {
+            let mut bad = sample(5);
+            bad.extent_size = size;
+            let error = Superblock::decode(&bad.encode()[..]).expect_err("impossible");
+            assert_eq!(error, SuperblockError::Invalid("extent size"));
+        }
+        assert!(extent_size_fits(DEFAULT_EXTENT, 1 << 53));
+        assert!(
+            !extent_size_fits(DEFAULT_EXTENT, 1 << 54),
+            "too many of them"
+        );
     }
 
     fn of_version(version: u32) -> Box<[u8; BLOCK]> {

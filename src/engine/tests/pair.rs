@@ -106,6 +106,9 @@ fn done(op: OpId, result: Result<(), i32>) -> Input {
     })
 }
 
+/// Bytes of an extent of the activity log.
+const EXTENT: u32 = 64 << 10;
+
 fn layout() -> Layout {
     // Internal metadata behind DATA bytes of data.
     let mut size = DATA + (64 << 10);
@@ -131,6 +134,7 @@ impl Pair {
                 peers: &[NodeId(1 - id)],
                 device_uuid: 77 + u64::from(id),
                 block_size: 512,
+                extent_size: EXTENT,
             };
             create::create(params, &mut |offset, data: &[u8]| {
                 disk.write(offset, data, true);
@@ -157,6 +161,7 @@ impl Pair {
         };
         let options = Options {
             protocol,
+            al_extents: 8,
             ..Options::default()
         };
         Self {
