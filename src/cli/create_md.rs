@@ -17,9 +17,7 @@ use std::path::{Path, PathBuf};
 use twinblk_engine::ids::{NodeId, VolumeId};
 use twinblk_engine::metadata::create::{CreateParams, create as write_metadata};
 use twinblk_engine::metadata::layout::{Layout, LayoutError, Placement};
-use twinblk_engine::metadata::open::{
-    OpenError, ReadAt, ReadError, open, read_superblock, verify_identity,
-};
+use twinblk_engine::metadata::open::{OpenError, open, read_superblock, verify_identity};
 use twinblk_engine::metadata::search::{Trace, nearby};
 use twinblk_engine::metadata::superblock::{DEFAULT_EXTENT, Superblock};
 

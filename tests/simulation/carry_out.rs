@@ -346,7 +346,7 @@ impl World {
         let (volume, meta) = (VOLUME, None);
         let disk = &self.nodes[n].disk;
         let disk = Ok(match self.plan.external {
-            true => disk.data().len() as u64 * crate::disk::SECTOR,
+            true => disk.data().len() as u64 * SECTOR,
             false => disk.disk_size(),
         });
         self.feed(n, Input::Measured { volume, disk, meta });

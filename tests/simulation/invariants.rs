@@ -4,7 +4,7 @@ use crate::node::{VOLUME, name};
 use crate::world::World;
 use twinblk_engine::event::{ConnState, DiskState, ReplState, Role};
 use twinblk_engine::input::Input;
-use twinblk_engine::metadata::superblock::MdFlags;
+use twinblk_engine::metadata::superblock::{MdFlags, PeerFlags, PeerSlot};
 
 impl World {
     /// What is looked at after every step.
@@ -189,6 +189,12 @@ impl World {
                 marks.push((offset, len));
                 at = offset + len;
             }
+        }
+        // A Secondary keeps no log: of more than two nodes it marks everything for the others.
+        let followed = |p: &PeerSlot| p.flags.contains(PeerFlags::FOLLOWED);
+        if recovered.superblock.peers.iter().any(followed) {
+            self.trace.count("a Secondary went down while it followed");
+            marks.push((0, u64::MAX));
         }
         let flags = recovered.superblock.flags;
         if !flags.contains(MdFlags::PRIMARY_INDICATOR) {
