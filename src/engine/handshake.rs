@@ -278,6 +278,21 @@ fn judge(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
 /// two is whole a third may be.
 fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
     let later = |rule| judgement.overrule(rule, Direction::Later, Amount::Nothing);
+    let (source, target) = match judgement.direction {
+        Direction::Source => (me, peer),
+        Direction::Target => (peer, me),
+        _ => (me, me),
+    };
+    // Half a copy shows that there is a newer generation than the source's: who has it may come back.
+    if target.is_inconsistent()
+        && !is_created(target.toward)
+        && !source.is_primary()
+        && !target.discard_my_data
+        && !same(source.current, target.toward)
+        && !source.remembers(target.toward)
+    {
+        return later(Rule::UnfinishedResync);
+    }
     match (judgement.direction, judgement.rule) {
         (Direction::Target, _) if me.busy && !peer.is_primary() => later(Rule::BusyElsewhere),
         (Direction::Source, _) if peer.busy && !me.is_primary() => later(Rule::BusyElsewhere),
