@@ -408,7 +408,11 @@ impl Resource {
                 self.peers[x].volumes[v].lacks_current = outside;
             }
             self.commit(v, true, Some(Waiter::Follows(node, link)));
-        } else if same(mine, current) || !whole {
+        } else if !whole {
+            // A resync target stays at its base, but is brought to the new generation from here on.
+            self.volumes[v].generations.toward = current & !1;
+            self.commit(v, false, Some(Waiter::Follows(node, link)));
+        } else if same(mine, current) {
             self.confirm_generation(p, v);
         } else {
             self.renegotiate_peer(p, "the generations have parted");

@@ -281,7 +281,10 @@ fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
     let (source, target) = match judgement.direction {
         Direction::Source => (me, peer),
         Direction::Target => (peer, me),
-        _ => (me, me),
+        Direction::Refuse if judgement.rule == Rule::BothInconsistent => {
+            return later(Rule::BothInconsistent);
+        }
+        _ => return judgement,
     };
     // Half a copy shows that there is a newer generation than the source's: who has it may come back.
     if target.is_inconsistent()
@@ -293,12 +296,10 @@ fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
     {
         return later(Rule::UnfinishedResync);
     }
-    match (judgement.direction, judgement.rule) {
-        (Direction::Target, _) if me.busy && !peer.is_primary() => later(Rule::BusyElsewhere),
-        (Direction::Source, _) if peer.busy && !me.is_primary() => later(Rule::BusyElsewhere),
-        (Direction::Refuse, Rule::BothInconsistent) => later(Rule::BothInconsistent),
-        _ => judgement,
+    if target.busy && !source.is_primary() {
+        return later(Rule::BusyElsewhere);
     }
+    judgement
 }
 
 /// First step: the rows of the table, first hit wins.

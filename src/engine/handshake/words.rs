@@ -70,6 +70,10 @@ fn no_sync(a: &Side, b: &Side, rule: Rule) -> String {
 fn later(a: &Side, b: &Side, rule: Rule) -> String {
     let (na, nb) = (named(a), named(b));
     match rule {
+        Rule::UnfinishedResync => format!(
+            "{na} or {nb} was being brought to a generation that the other does not know: both wait \
+             for a node that has it; if there is none, promote the complete copy with `primary --force`"
+        ),
         Rule::BothInconsistent => {
             format!("neither {na} nor {nb} has a complete copy: both wait for a node that has one")
         }
