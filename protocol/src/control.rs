@@ -284,12 +284,6 @@ pub enum Message {
         /// The UUID confirmed.
         current: u64,
     },
-    /// (data) So many of the application writes sent on this connection are stable on every node that
-    /// is in step. Only in resources of three and more nodes.
-    Settled {
-        /// Writes since the connection was agreed on.
-        writes: u64,
-    },
     /// (data) No bit is left: the target may adopt these generations.
     ResyncFinished {
         /// Volume number.
@@ -359,6 +353,12 @@ pub enum Message {
         volume: u16,
         /// Bytes.
         size: u64,
+    },
+    /// (data) So many of the application writes sent on this connection are stable on every node that
+    /// is in step. Only in resources of three and more nodes.
+    Settled {
+        /// Writes since the connection was agreed on.
+        writes: u64,
     },
 }
 

@@ -125,6 +125,7 @@ impl Resource {
             .peers
             .iter()
             .any(|p| p.volumes[volume].ack_due.is_some());
+        let due = due && !crate::sabotage::is(crate::sabotage::Mistake::RelyOnUntoldGeneration);
         let v = &mut self.volumes[volume];
         if !v.bump_running || !v.bump_committed || due {
             return;

@@ -167,7 +167,8 @@ impl Resource {
             if other.leads() || other.role == Role::Primary {
                 return Some(format!("{} is Primary and connected to {me}", other.name));
             }
-            if other.link.as_ref().is_some_and(|l| l.granted.is_some()) {
+            let granted = other.link.as_ref().is_some_and(|l| l.granted.is_some());
+            if granted && !crate::sabotage::is(crate::sabotage::Mistake::GrantTwice) {
                 return Some(format!(
                     "{} is being promoted at this moment",
                     self.peers[x].name

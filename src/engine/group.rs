@@ -24,6 +24,7 @@ use crate::metadata::superblock::{MdFlags, PeerFlags};
 use crate::output::Channel;
 use crate::peer::{Peer, PeerVolume, Phase};
 use crate::resource::Resource;
+use crate::sabotage::{self, Mistake};
 use crate::volume::Waiter;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -39,6 +40,9 @@ fn bit(node: NodeId) -> u16 {
 
 /// Neither end is Primary, and one of them gets its data from elsewhere.
 pub(crate) fn parks(a: Reach, b: Reach) -> bool {
+    if sabotage::is(Mistake::TwoSources) {
+        return false;
+    }
     let elsewhere = |r| matches!(r, Reach::Follows(_) | Reach::SyncsFrom(_));
     a != Reach::Primary && b != Reach::Primary && (elsewhere(a) || elsewhere(b))
 }
@@ -156,7 +160,7 @@ impl Resource {
             self.peers[p].count_settled_anew();
             // While this node was Secondary, a third may have brought it to this very generation.
             for v in &mut self.peers[p].volumes {
-                v.lacks_current = false;
+                v.lacks_current &= sabotage::is(Mistake::BehindForEver);
             }
             let useful = |v: &PeerVolume| {
                 matches!(
@@ -182,7 +186,7 @@ impl Resource {
         for x in (0..self.peers.len()).filter(|&x| x != p) {
             for v in &mut self.peers[x].volumes {
                 v.fed = false;
-                v.lacks_current = false;
+                v.lacks_current &= sabotage::is(Mistake::BehindForEver);
             }
         }
         self.peers[p].unsettled.take();
@@ -202,7 +206,10 @@ impl Resource {
             return;
         }
         let node = self.peers[p].node;
-        let left = self.peers[p].unsettled.take();
+        let mut left = self.peers[p].unsettled.take();
+        if sabotage::is(Mistake::ForgetUnsettled) {
+            left.clear();
+        }
         for v in 0..self.volumes.len() {
             for x in (0..self.peers.len()).filter(|&x| x != p) {
                 let other = self.peers[x].node;
@@ -218,7 +225,8 @@ impl Resource {
                 }
                 let behind = self.volumes[v].generations.base_for(other) != 0
                     && self.peers[x].volumes[v].lacks_current;
-                if !behind && self.volumes[v].disk > DiskState::Outdated {
+                let doubt = !sabotage::is(Mistake::SurvivorWithoutDoubt);
+                if doubt && !behind && self.volumes[v].disk > DiskState::Outdated {
                     self.set_peer_flag(v, other, PeerFlags::UNRECONCILED, true);
                 }
             }
@@ -514,7 +522,11 @@ impl Resource {
         len: u64,
         resync: bool,
     ) {
-        if !self.is_group() {
+        let forgets = match resync {
+            true => Mistake::ResyncNotMarkedForThird,
+            false => Mistake::NoMarksForThird,
+        };
+        if !self.is_group() || sabotage::is(forgets) {
             return;
         }
         if !resync {
@@ -532,6 +544,9 @@ impl Resource {
 
     /// A resync onto this copy begins: what it changes, no third node has by that.
     pub(crate) fn mark_for_others(&mut self, p: usize, v: usize) {
+        if sabotage::is(Mistake::ResyncNotMarkedForThird) {
+            return;
+        }
         let source = self.peers[p].node;
         for x in (0..self.peers.len()).filter(|&x| x != p) {
             let node = self.peers[x].node;

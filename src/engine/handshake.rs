@@ -296,7 +296,8 @@ fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
     {
         return later(Rule::UnfinishedResync);
     }
-    if target.busy && !source.is_primary() {
+    let two = crate::sabotage::is(crate::sabotage::Mistake::TwoSources);
+    if target.busy && !source.is_primary() && !two {
         return later(Rule::BusyElsewhere);
     }
     judgement

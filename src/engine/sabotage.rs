@@ -46,11 +46,27 @@ pub enum Mistake {
     ForgetExtentUnflushed,
     /// An extent is given back when the peer acknowledges a write, not when it is stable there.
     ReleaseExtentAtAck,
+    /// Of three nodes: a new generation is relied upon before the other peer has it.
+    RelyOnUntoldGeneration,
+    /// What may have reached only some when the Primary was lost is not marked.
+    ForgetUnsettled,
+    /// A Secondary does not mark for a third node what the Primary does not send it.
+    NoMarksForThird,
+    /// What a resync changed is not marked for a third node.
+    ResyncNotMarkedForThird,
+    /// A survivor of a lost Primary takes its copy for current before it has met the others.
+    SurvivorWithoutDoubt,
+    /// Two promotions are agreed to at once.
+    GrantTwice,
+    /// With more than two nodes, a peer once known to be behind is taken to be so for ever.
+    BehindForEver,
+    /// Of three nodes: two sources bring one target up to date at the same time.
+    TwoSources,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 28] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -71,6 +87,14 @@ impl Mistake {
         Self::ForgetExtentWithoutBitmap,
         Self::ForgetExtentUnflushed,
         Self::ReleaseExtentAtAck,
+        Self::RelyOnUntoldGeneration,
+        Self::ForgetUnsettled,
+        Self::NoMarksForThird,
+        Self::ResyncNotMarkedForThird,
+        Self::SurvivorWithoutDoubt,
+        Self::GrantTwice,
+        Self::BehindForEver,
+        Self::TwoSources,
     ];
 }
 
