@@ -276,6 +276,10 @@ pub enum Message {
         current: u64,
         /// Bit per node id: the sender, and those that get all its writes and lack nothing.
         in_step: u16,
+        /// Bit per node id: those that are known to lack this generation.
+        behind: u16,
+        /// Everything sent up to here is stable on those in step: marks for them may be cleared.
+        settled: bool,
     },
     /// (data) The receiver of `NewCurrentUuid` has it on its disk.
     NewCurrentUuidAck {

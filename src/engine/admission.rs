@@ -108,13 +108,14 @@ impl Resource {
         v.bump_running = true;
         v.bump_committed = false;
         v.meta.request(false, Some(Waiter::NewGeneration));
-        let in_step = self.in_step(volume);
+        for p in &mut self.peers {
+            p.volumes[volume].lacks_current = !p.receives(volume);
+        }
+        let members = self.members(volume);
         for p in 0..self.peers.len() {
-            let told = self.peers[p].receives(volume);
-            self.peers[p].volumes[volume].lacks_current = !told;
-            if told {
-                self.peers[p].volumes[volume].ack_due = Some(fresh);
-                self.send_generation(p, volume, previous, in_step);
+            if self.peers[p].receives(volume) {
+                self.peers[p].volumes[volume].ack_due = Some(self.now);
+                self.send_generation(p, volume, previous, members);
             }
         }
     }
@@ -137,9 +138,6 @@ impl Resource {
         if self.is_group() {
             // Who has confirmed needs no bitmap UUID; and the peers are told of one another.
             self.commit(volume, false, None);
-            for peer in &mut self.peers {
-                peer.volumes[volume].told_in_step = None;
-            }
         }
         self.release_held();
     }

@@ -7,7 +7,7 @@
 use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
 use crate::generations::same;
 use crate::group::parks;
-use crate::handshake::{Amount, Context, Decision, Direction, Side, decide};
+use crate::handshake::{Amount, Context, Decision, Direction, Rule, Side, decide};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::peer::{Phase, SyncStart};
@@ -478,6 +478,9 @@ impl Resource {
                     self.start_sync(p, v, decision);
                 }
                 Direction::Later => {
+                    if decision.rule == Rule::UnfinishedResync {
+                        self.is_outdated_by(p, v);
+                    }
                     let state = if self.volumes[v].disk > fact.disk {
                         ReplState::PausedSyncS
                     } else {

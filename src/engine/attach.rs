@@ -279,6 +279,7 @@ impl Resource {
                     self.volumes[v].bump_committed = true;
                     self.bump_progress(v);
                 }
+                Waiter::Following(node) => self.following(node),
                 Waiter::Follows(node, link) => {
                     if let Some(p) = self.live_peer(node, link) {
                         self.confirm_generation(p, v);
@@ -406,6 +407,8 @@ impl Resource {
                         self.reply(p, tid, Some(reason.to_string()));
                     }
                 }
+                // What is held is ended: the disk has failed.
+                Waiter::Following(node) => self.following(node),
                 Waiter::Attached
                 | Waiter::Follows(..)
                 | Waiter::Repair(..)

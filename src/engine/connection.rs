@@ -177,9 +177,12 @@ impl Resource {
             self.release_entry(&entry);
             answered.extend(entry.request);
         }
+        let mut was_target = false;
         answered.extend(self.peers[p].flush_waiters.drain(..).map(|(_, key)| key));
         for v in 0..self.volumes.len() {
             let target = self.peers[p].volumes[v].replication == ReplState::SyncTarget;
+            let was = self.peers[p].volumes[v].replication;
+            was_target |= target || was == ReplState::WFBitMapT;
             self.set_replication(p, v, ReplState::Off, &reason);
             self.set_peer_disk(p, v, DiskState::DUnknown, &reason);
             self.drop_resync(p, v);
@@ -188,12 +191,12 @@ impl Resource {
             self.peers[p].volumes[v].ended_verify = None;
             self.peers[p].volumes[v].start = SyncStart::default();
             self.peers[p].volumes[v].later = false;
-            self.peers[p].volumes[v].told_in_step = None;
             if target {
                 // Keep the progress of the interrupted resync.
                 self.commit(v, true, None);
             }
         }
+        self.peers[p].forget_told();
         self.set_peer_role(p, Role::Unknown, &reason);
         for (v, bump) in bump.into_iter().enumerate() {
             // It may have followed a generation that it has not confirmed.
@@ -215,6 +218,8 @@ impl Resource {
         }
         if link.leads {
             self.leader_gone(p, false);
+        } else if was_target {
+            self.source_gone(p);
         }
         self.peers[p].receiver.orphan();
         self.flush_ready_epochs(p);
@@ -399,10 +404,14 @@ impl Resource {
             return self.close_link(p, ConnState::Timeout, text);
         }
         if self.cfg.options.ko_count > 0 {
+            let unconfirmed = peer.volumes.iter().filter_map(|v| v.ack_due);
             let owed = peer
                 .log
                 .front()
-                .is_some_and(|e| now.since(e.sent) >= patience);
+                .map(|e| e.sent)
+                .into_iter()
+                .chain(unconfirmed)
+                .any(|at| now.since(at) >= patience);
             let stuck = link.queued > link.sent && now.since(link.progress_at) >= patience;
             if owed || stuck {
                 let what = if stuck {
@@ -447,6 +456,9 @@ impl Resource {
             let patience = options.timeout * options.ko_count;
             if let Some(entry) = peer.log.front() {
                 next = next.min(entry.sent + patience);
+            }
+            for at in peer.volumes.iter().filter_map(|v| v.ack_due) {
+                next = next.min(at + patience);
             }
             if link.queued > link.sent {
                 next = next.min(link.progress_at + patience);

@@ -60,6 +60,8 @@ pub(crate) struct EpochReceiver {
     /// Number of the epoch the peer is sending now.
     open: u64,
     held: VecDeque<(u64, PeerRequestKey)>,
+    /// Nothing goes to the disk for now.
+    frozen: bool,
 }
 
 impl EpochReceiver {
@@ -106,9 +108,21 @@ impl EpochReceiver {
         if crate::sabotage::is(crate::sabotage::Mistake::IgnoreOrderedBarrier) {
             return false;
         }
-        self.epochs
-            .iter()
-            .any(|e| e.number < epoch && e.barrier == Some(true))
+        self.frozen
+            || self
+                .epochs
+                .iter()
+                .any(|e| e.number < epoch && e.barrier == Some(true))
+    }
+
+    /// From here on every write is held.
+    pub(crate) fn freeze(&mut self) {
+        self.frozen = true;
+    }
+
+    /// Held writes may go on; see [`Self::next_released`].
+    pub(crate) fn thaw(&mut self) {
+        self.frozen = false;
     }
 
     /// If a write that arrived now had to be held: the epoch to hold it under.

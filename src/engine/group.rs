@@ -34,6 +34,17 @@ use twinblk_protocol::control::{Message, Params, Reach};
 /// Settled writes that are worth a message of their own while more are under way.
 const SETTLED_STEP: u64 = 256;
 
+/// What a peer is told of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Members {
+    /// Bit per node that gets all writes and lacks nothing, the Primary included.
+    pub(crate) in_step: u16,
+    /// Bit per node that is known to lack the current generation.
+    pub(crate) behind: u16,
+    /// Everything sent up to now is stable on those in step: marks for them may be cleared.
+    pub(crate) settled: bool,
+}
+
 fn bit(node: NodeId) -> u16 {
     1 << node.0
 }
@@ -190,14 +201,53 @@ impl Resource {
             }
         }
         self.peers[p].unsettled.take();
+        self.peers[p].unfollow = false;
+        // Until the disk says whom this node follows, nothing of that one is written: a crash would
+        // leave differences that nobody suspects.
         let node = self.peers[p].node;
         for v in 0..self.volumes.len() {
             self.set_peer_flag(v, node, PeerFlags::FOLLOWED, true);
-            self.commit(v, false, None);
+            self.peers[p].receiver.freeze();
+            self.commit(v, false, Some(Waiter::Following(node)));
         }
         let in_step =
             |x: &Peer| x.is_parked() || x.is_agreed() && x.volumes.iter().all(PeerVolume::mirrors);
         self.renegotiate_others(p, "a Primary is connected", |x| !in_step(x));
+    }
+
+    /// The disk says whom this node follows: its writes may go there.
+    pub(crate) fn following(&mut self, node: NodeId) {
+        let waits = |w: &Waiter| matches!(w, Waiter::Following(n) if *n == node);
+        if self.volumes.iter().any(|v| v.meta.has_waiter(waits)) {
+            return;
+        }
+        if let Some(p) = self.peers.iter().position(|p| p.node == node) {
+            self.peers[p].receiver.thaw();
+            self.release_held_peer_writes(p);
+        }
+    }
+
+    /// All that a former Primary sent is on the disk, and flushed: it is not followed any more.
+    pub(crate) fn unfollow(&mut self) {
+        for p in 0..self.peers.len() {
+            if !self.peers[p].unfollow || !self.peers[p].receiver.is_idle() {
+                continue;
+            }
+            self.peers[p].unfollow = false;
+            let node = self.peers[p].node;
+            for v in 0..self.volumes.len() {
+                self.set_peer_flag(v, node, PeerFlags::FOLLOWED, false);
+                self.commit(v, true, None);
+            }
+        }
+    }
+
+    /// The node that brought this one up to date is lost: another may go on.
+    pub(crate) fn source_gone(&mut self, p: usize) {
+        if self.is_group() && self.leader().is_none() {
+            let waits = |x: &Peer| x.is_parked() || x.volumes.iter().any(|v| v.later);
+            self.renegotiate_others(p, "the source of the resync is lost", waits);
+        }
     }
 
     /// The Primary this node followed is none any more (`clean`), or is lost.
@@ -205,7 +255,6 @@ impl Resource {
         if !self.is_group() {
             return;
         }
-        let node = self.peers[p].node;
         let mut left = self.peers[p].unsettled.take();
         if sabotage::is(Mistake::ForgetUnsettled) {
             left.clear();
@@ -223,17 +272,16 @@ impl Resource {
                         }
                     }
                 }
-                let behind = self.volumes[v].generations.base_for(other) != 0
-                    && self.peers[x].volumes[v].lacks_current;
+                let behind = self.peers[x].volumes[v].lacks_current;
                 let doubt = !sabotage::is(Mistake::SurvivorWithoutDoubt);
                 if doubt && !behind && self.volumes[v].disk > DiskState::Outdated {
                     self.set_peer_flag(v, other, PeerFlags::UNRECONCILED, true);
                 }
             }
-            self.set_peer_flag(v, node, PeerFlags::FOLLOWED, false);
             self.doubt(v);
             self.commit(v, true, None);
         }
+        self.peers[p].unfollow = true;
         let stale = |x: &Peer| !clean || x.is_parked() || x.volumes.iter().any(|v| !v.fed);
         self.renegotiate_others(p, "the Primary is gone: the copies are compared", stale);
         for x in 0..self.peers.len() {
@@ -241,6 +289,22 @@ impl Resource {
                 self.peers[x].volumes[v].fed = false;
             }
         }
+    }
+
+    /// The other node's half copy shows that there is a newer generation than this one's.
+    pub(crate) fn is_outdated_by(&mut self, p: usize, v: usize) {
+        if !matches!(
+            self.volumes[v].disk,
+            DiskState::UpToDate | DiskState::Consistent
+        ) {
+            return;
+        }
+        let name = &self.peers[p].name;
+        let reason =
+            format!("{name} was being brought to a generation that this copy does not have");
+        self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
+        self.set_disk(v, DiskState::Outdated, reason);
+        self.commit(v, true, None);
     }
 
     /// Another survivor may have more than this copy: it is not served before they have met.
@@ -283,6 +347,7 @@ impl Resource {
         if self.volumes[v].disk == DiskState::Consistent && !self.is_unreconciled(v) {
             let reason = "all that may have got more from the lost Primary were met".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);
+            self.tell_state();
         }
     }
 
@@ -348,29 +413,84 @@ impl Resource {
             if self.volumes[v].bump_running || !self.volumes[v].is_up_to_date() {
                 continue;
             }
-            let (mask, current) = (self.in_step(v), self.volumes[v].generations.current);
-            let all = mask.count_ones() as usize == self.peers.len() + 1;
+            let want = self.members(v);
+            let all = want.in_step.count_ones() as usize == self.peers.len() + 1;
             if all && self.is_marked_as_crashed(v) {
                 self.crash_is_over(v);
                 self.commit(v, false, None);
             }
             for p in 0..self.peers.len() {
-                if self.peers[p].receives(v) && self.peers[p].volumes[v].told_in_step != Some(mask)
-                {
-                    self.send_generation(p, v, current, mask);
+                if self.peers[p].receives(v) && self.peers[p].volumes[v].told != Some(want) {
+                    self.tell_member(p, v, want);
                 }
             }
         }
     }
 
+    /// That a node is out of step is told at once. That one is in step counts for all writes up to
+    /// now, also those that a peer may have got on an earlier connection and has marked: so it is told
+    /// when they are stable everywhere.
+    fn tell_member(&mut self, p: usize, v: usize, want: Members) {
+        let current = self.volumes[v].generations.current;
+        if let Some(old) = self.peers[p].volumes[v].told
+            && old.in_step & !want.in_step != 0
+        {
+            let fewer = Members {
+                in_step: old.in_step & want.in_step,
+                settled: false,
+                ..want
+            };
+            self.send_generation(p, v, current, fewer);
+        }
+        let tag = match self.peers[p].volumes[v].to_tell {
+            Some((same, tag)) if same == want => tag,
+            _ => self.next_tag,
+        };
+        if self.horizon() > tag {
+            self.peers[p].volumes[v].to_tell = None;
+            self.send_generation(p, v, current, want);
+        } else {
+            self.peers[p].volumes[v].to_tell = Some((want, tag));
+        }
+    }
+
+    /// Writes with lower tags are stable on every peer that got them.
+    fn horizon(&self) -> u64 {
+        let oldest = |p: &Peer| p.log.front().map(|e| e.tag);
+        self.peers
+            .iter()
+            .filter_map(oldest)
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Who is in step, and who is known not to be.
+    pub(crate) fn members(&self, v: usize) -> Members {
+        let behind = |p: &&Peer| p.volumes[v].lacks_current && !p.receives(v);
+        Members {
+            in_step: self.in_step(v),
+            behind: self
+                .peers
+                .iter()
+                .filter(behind)
+                .fold(0, |mask, p| mask | bit(p.node)),
+            settled: true,
+        }
+    }
+
     /// Tells a peer the current generation, which it has (`previous` equal) or is to follow.
-    pub(crate) fn send_generation(&mut self, p: usize, v: usize, previous: u64, in_step: u16) {
-        self.peers[p].volumes[v].told_in_step = Some(in_step);
+    pub(crate) fn send_generation(&mut self, p: usize, v: usize, previous: u64, members: Members) {
+        let current = self.volumes[v].generations.current;
+        // A new generation is told at once; what it says of others is settled by a later message.
+        let settled = members.settled && same(previous, current);
+        self.peers[p].volumes[v].told = Some(Members { settled, ..members });
         let message = Message::NewCurrentUuid {
             volume: self.volumes[v].id.0,
             previous,
-            current: self.volumes[v].generations.current,
-            in_step,
+            current,
+            in_step: members.in_step,
+            behind: members.behind,
+            settled,
         };
         self.send_message(p, Channel::Data, &message);
     }
@@ -382,8 +502,13 @@ impl Resource {
         v: usize,
         previous: u64,
         current: u64,
-        in_step: u16,
+        members: Members,
     ) {
+        let Members {
+            in_step,
+            behind,
+            settled,
+        } = members;
         if !self.is_group() || !self.peers[p].leads() {
             let text = "a new generation from a node that is not the Primary".to_string();
             return self.protocol_error(p, text);
@@ -391,8 +516,12 @@ impl Resource {
         let mine = self.volumes[v].generations.current;
         let whole = self.peers[p].volumes[v].mirrors();
         self.members_told(p, v, in_step);
+        for x in (0..self.peers.len()).filter(|&x| x != p) {
+            let known = behind & bit(self.peers[x].node) != 0;
+            self.peers[x].volumes[v].lacks_current = known;
+        }
         if same(previous, current) {
-            if whole && same(mine, current) {
+            if settled && whole && same(mine, current) {
                 self.others_in_step(p, v, in_step);
             }
             return;
@@ -411,10 +540,6 @@ impl Resource {
             self.volumes[v]
                 .generations
                 .follow(current, others.into_iter());
-            for x in (0..self.peers.len()).filter(|&x| x != p) {
-                let outside = in_step & bit(self.peers[x].node) == 0;
-                self.peers[x].volumes[v].lacks_current = outside;
-            }
             self.commit(v, true, Some(Waiter::Follows(node, link)));
         } else if !whole {
             // A resync target stays at its base, but is brought to the new generation from here on.
@@ -587,13 +712,7 @@ impl Resource {
         if self.volumes.iter().any(|v| v.bump_running) {
             return;
         }
-        let horizon = self
-            .peers
-            .iter()
-            .filter_map(|p| p.log.front())
-            .map(|e| e.tag)
-            .min()
-            .unwrap_or(u64::MAX);
+        let horizon = self.horizon();
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
             while peer.settling.front().is_some_and(|&tag| tag < horizon) {
@@ -642,6 +761,10 @@ impl Resource {
                 }
             }
             self.set_peer_flag(v, node, PeerFlags::FOLLOWED, false);
+            // The Primary went on, and another may have all of it.
+            if !followed.contains(&node) {
+                self.set_peer_flag(v, node, PeerFlags::UNRECONCILED, true);
+            }
         }
         self.set_flags(v, MdFlags::CRASHED_SECONDARY, true);
     }

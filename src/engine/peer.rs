@@ -3,6 +3,7 @@
 
 use crate::epoch_receiver::EpochReceiver;
 use crate::event::{ConnState, DiskState, ReplState, Role};
+use crate::group::Members;
 use crate::handshake::Decision;
 use crate::ids::{CommandId, NodeId, VolumeId};
 use crate::request::RequestKey;
@@ -134,9 +135,11 @@ pub(crate) struct PeerVolume {
     /// A resync is due, and waits for another one to end.
     pub(crate) later: bool,
     /// A new generation was sent; the peer has not confirmed it.
-    pub(crate) ack_due: Option<u64>,
+    pub(crate) ack_due: Option<Instant>,
     /// Who is in step, as the peer was told last.
-    pub(crate) told_in_step: Option<u16>,
+    pub(crate) told: Option<Members>,
+    /// What it is to be told when all writes up to this tag are stable everywhere.
+    pub(crate) to_tell: Option<(Members, u64)>,
 }
 
 impl PeerVolume {
@@ -177,6 +180,8 @@ pub(crate) struct Peer {
     pub(crate) receiver: EpochReceiver,
     /// Writes of this peer, the Primary, that may not be everywhere yet.
     pub(crate) unsettled: Unsettled,
+    /// It was followed, and is not any more; its last writes are still on their way to the disk.
+    pub(crate) unfollow: bool,
     /// Tags of the writes sent to this peer that are not settled, how many are, and how many it knows.
     pub(crate) settling: VecDeque<u64>,
     pub(crate) settled: u64,
@@ -213,7 +218,8 @@ impl Peer {
                     fed: false,
                     later: false,
                     ack_due: None,
-                    told_in_step: None,
+                    told: None,
+                    to_tell: None,
                 })
                 .collect(),
             seen_incarnation: 0,
@@ -224,6 +230,7 @@ impl Peer {
             flush_waiters: Vec::new(),
             receiver: EpochReceiver::default(),
             unsettled: Unsettled::default(),
+            unfollow: false,
             settling: VecDeque::new(),
             settled: 0,
             settled_told: 0,
@@ -272,7 +279,7 @@ impl Peer {
     /// What the peer was told counts no more: it is told anew.
     pub(crate) fn forget_told(&mut self) {
         for v in &mut self.volumes {
-            v.told_in_step = None;
+            (v.told, v.to_tell) = (None, None);
         }
     }
 

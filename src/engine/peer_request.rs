@@ -293,9 +293,14 @@ impl Resource {
                 (ack.epoch, ack.size) = (flushed.epoch, flushed.count);
                 self.send(peer, Channel::Control, ack, SendBody::None);
             }
-            while let Some(key) = self.peers[peer].receiver.next_released() {
-                self.lock_peer_write(key);
-            }
+            self.release_held_peer_writes(peer);
+        }
+    }
+
+    /// Starts what was held and may go to the disk now.
+    pub(crate) fn release_held_peer_writes(&mut self, peer: usize) {
+        while let Some(key) = self.peers[peer].receiver.next_released() {
+            self.lock_peer_write(key);
         }
     }
 

@@ -247,6 +247,7 @@ impl Resource {
         self.try_send_facts();
         self.tell_members();
         self.tell_settled();
+        self.unfollow();
         self.run_waiting_commands();
         self.finish_leaving();
         self.stop_progress();
@@ -310,8 +311,17 @@ impl Resource {
                 previous,
                 current,
                 in_step,
+                behind,
+                settled,
             } => match volume(self, n) {
-                Some(v) => self.new_current_received(p, v, previous, current, in_step),
+                Some(v) => {
+                    let members = crate::group::Members {
+                        in_step,
+                        behind,
+                        settled,
+                    };
+                    self.new_current_received(p, v, previous, current, members);
+                }
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
             Message::NewCurrentUuidAck { volume: n, current } => match volume(self, n) {

@@ -387,10 +387,16 @@ impl Resource {
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, worth > DiskState::Outdated);
             self.reconciled(p, v);
             if self.is_group() {
+                if worth == DiskState::UpToDate {
+                    self.no_doubt(v);
+                }
                 let (primary, secondary) = self.peers[p].volumes[v].start.peer_crashed;
                 self.set_flags(v, MdFlags::CRASHED_PRIMARY, primary);
                 self.set_flags(v, MdFlags::CRASHED_SECONDARY, secondary);
-                self.others_in_step(p, v, in_step);
+                // A Primary says it again, when what is on its way to the others has arrived.
+                if !self.peers[p].leads() {
+                    self.others_in_step(p, v, in_step);
+                }
                 // What was to be given up is gone.
                 for peer in &mut self.peers {
                     peer.discard_my_data = false;

@@ -55,6 +55,8 @@ pub(crate) enum Waiter {
     ResyncAdopted(NodeId, u64),
     /// A change a peer asked for is on the disk: answer yes (link number, transaction).
     PeerChange(NodeId, u64, u64),
+    /// Whom this node follows is on the disk: that one's writes may go there.
+    Following(NodeId),
     /// The Primary's new generation is on the disk: confirm it (link number).
     Follows(NodeId, u64),
     /// That this copy is to be repaired is on the disk (link number).
