@@ -256,6 +256,8 @@ pub enum Message {
         /// The generation the bitmap is relative to (the source says it, the target repeats it):
         /// the target's current UUID while it is a target.
         base: u64,
+        /// The sender's current UUID: the generation the target is brought to.
+        current: u64,
     },
     /// (data) Role and disk state of the sender changed.
     State {

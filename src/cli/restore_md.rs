@@ -158,6 +158,19 @@ fn plan(
     how: How,
 ) -> Result<Plan, CliError> {
     let refused = |what: String, next: &str| CliError::new(Code::Metadata, what, next);
+    let place = Place::open(volume, |path| open_exclusive(path, "1G"))?;
+    // Before room is made for as many bits as the file claims.
+    if metadata.disk_size > place.disk.size {
+        let what = format!(
+            "{} has {} bytes, {} was taken of a disk of {}: it is another disk, or it has shrunk",
+            place.disk.path.display(),
+            place.disk.size,
+            file.display(),
+            metadata.disk_size
+        );
+        let next = "take a disk of that size; or `twinblk create-md` and a full sync from the peer";
+        return Err(refused(what, next));
+    }
     let mut image = metadata.to_image().map_err(|e| {
         let next = "the file was changed, or damaged: take another dump";
         refused(format!("{}: {e}", file.display()), next)
@@ -185,7 +198,6 @@ fn plan(
             "restore it without --exact: the copy then needs a full sync",
         ));
     }
-    let place = Place::open(volume, |path| open_exclusive(path, "1G"))?;
     check_sizes(&place, &image, file)?;
     let overwritten = look(&place, &image, how.force)?;
     if !how.exact {
@@ -221,14 +233,6 @@ fn check_sizes(place: &Place, image: &Image, file: &Path) -> Result<(), CliError
         return refused(what, next.to_owned());
     }
     let end = disk.size / BLOCK64 * BLOCK64;
-    if end < layout.disk_size {
-        let what = format!(
-            "{shown} has {} bytes, {dump} was taken of a disk of {}: it is another disk, or it has shrunk",
-            disk.size, layout.disk_size
-        );
-        let next = "take a disk of that size; or `twinblk create-md` and a full sync from the peer";
-        return refused(what, next.to_owned());
-    }
     if end > layout.disk_size && layout.placement == Placement::Internal {
         let what = format!(
             "{shown} has {} bytes, {dump} was taken of a disk of {}: it is another disk, or it has grown, \

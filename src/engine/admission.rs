@@ -90,6 +90,10 @@ impl Resource {
         if crate::sabotage::is(crate::sabotage::Mistake::NoNewGeneration) {
             return false;
         }
+        // Whoever was not met since a crash, and may have more than this copy, is told apart.
+        if self.is_group() && self.is_marked_as_crashed(volume) {
+            return true;
+        }
         self.peers.iter().any(|p| {
             let slot = self.volumes[volume].generations.bitmap[p.node.slot()];
             !p.receives(volume) && (slot == 0 || !p.volumes[volume].lacks_current)
@@ -136,6 +140,7 @@ impl Resource {
             return self.start_new_generation(volume);
         }
         if self.is_group() {
+            self.crash_is_over(volume);
             // Who has confirmed needs no bitmap UUID; and the peers are told of one another.
             self.commit(volume, false, None);
         }

@@ -450,6 +450,10 @@ impl Resource {
                 continue;
             }
             self.adopt_size(p, v, &params.volumes[v]);
+            let equal = same(fact.current, self.volumes[v].generations.current);
+            if self.is_group() && fact.crashed_primary && equal {
+                self.met_the_crashed_primary(v);
+            }
             self.peers[p].volumes[v].lacks_current =
                 !same(fact.current, self.volumes[v].generations.current);
             self.peers[p].volumes[v].later = decision.direction == Direction::Later;
@@ -518,9 +522,11 @@ impl Resource {
                 self.set_agreed_size(v, agreed);
                 self.commit(v, false, None);
             } else {
+                // What was decided did not know of the difference: the nodes talk anew.
                 let node = self.peers[p].node;
+                let link = self.peers[p].link_number().unwrap_or(0);
                 self.take_size(v, agreed);
-                self.commit(v, true, Some(Waiter::SizeTaken(node, 0)));
+                self.commit(v, true, Some(Waiter::SizeTaken(node, link)));
             }
         }
     }

@@ -140,7 +140,7 @@ impl Resource {
                     self.mark_for_others(p, v);
                     let others: Vec<_> = self.peers.iter().map(|x| x.node).collect();
                     let others = others.into_iter().filter(|&x| x != node);
-                    let toward = self.peers[p].volumes[v].start.peer_current;
+                    let toward = self.peers[p].volumes[v].start.toward;
                     self.volumes[v]
                         .generations
                         .begin_target(node, base, toward, others);
@@ -190,8 +190,14 @@ impl Resource {
         match self.peers[p].volumes[v].replication {
             ReplState::WFBitMapS => {
                 let base = self.volumes[v].generations.base_for(node);
-                let message = Message::BitmapReady { volume, base };
+                let current = self.volumes[v].generations.current;
+                let message = Message::BitmapReady {
+                    volume,
+                    base,
+                    current,
+                };
                 self.send_message(p, Channel::Data, &message);
+                self.peers[p].volumes[v].start.toward = current;
                 self.peers[p].volumes[v].start.ready = true;
             }
             ReplState::WFBitMapT => {
@@ -201,7 +207,11 @@ impl Resource {
                 self.set_replication(p, v, ReplState::SyncTarget, reason);
                 self.begin_resync(p, v);
                 self.tell_state();
-                let message = Message::BitmapReady { volume, base };
+                let message = Message::BitmapReady {
+                    volume,
+                    base,
+                    current: base,
+                };
                 self.send_message(p, Channel::Data, &message);
             }
             _ => {}
@@ -209,12 +219,13 @@ impl Resource {
     }
 
     /// The peer is ready.
-    pub(crate) fn bitmap_ready_received(&mut self, p: usize, v: usize, base: u64) {
+    pub(crate) fn bitmap_ready_received(&mut self, p: usize, v: usize, base: u64, current: u64) {
         let state = self.peers[p].volumes[v].replication;
         let ready = self.peers[p].volumes[v].start.ready;
         match state {
             ReplState::WFBitMapT => {
                 self.peers[p].volumes[v].start.peer_base = Some(base);
+                self.peers[p].volumes[v].start.toward = current;
                 self.sync_start_progress(p);
             }
             ReplState::WFBitMapS if ready => {
@@ -222,6 +233,7 @@ impl Resource {
                 let reason = "sending what is out of sync";
                 self.set_replication(p, v, ReplState::SyncSource, reason);
                 self.begin_resync(p, v);
+                self.tell_target(p, v);
             }
             _ => self.protocol_error(p, format!("ready for a resync while {state:?}")),
         }

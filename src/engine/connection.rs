@@ -217,7 +217,9 @@ impl Resource {
             self.peer_part_done(key, p);
         }
         if link.leads {
-            self.leader_gone(p, false);
+            // If they never came to an agreement, nothing was followed.
+            let never = link.phase != Phase::Agreed;
+            self.leader_gone(p, never);
         } else if was_target {
             self.source_gone(p);
         }

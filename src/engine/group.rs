@@ -273,7 +273,8 @@ impl Resource {
                     }
                 }
                 let behind = self.peers[x].volumes[v].lacks_current;
-                let doubt = !sabotage::is(Mistake::SurvivorWithoutDoubt);
+                let half = self.peers[x].volumes[v].disk == DiskState::Inconsistent;
+                let doubt = !half && !sabotage::is(Mistake::SurvivorWithoutDoubt);
                 if doubt && !behind && self.volumes[v].disk > DiskState::Outdated {
                     self.set_peer_flag(v, other, PeerFlags::UNRECONCILED, true);
                 }
@@ -351,9 +352,20 @@ impl Resource {
         }
     }
 
-    /// What a crash may have cost this copy, some other copy may still have, until all have met. A
-    /// copy made from this one inherits that.
-    fn crash_is_over(&mut self, v: usize) {
+    /// The Primary that crashed is back, at the generation of this copy: it did not go on without it, for
+    /// that would have begun a new one.
+    pub(crate) fn met_the_crashed_primary(&mut self, v: usize) {
+        self.no_doubt(v);
+        if self.volumes[v].disk == DiskState::Consistent {
+            let reason = "the Primary is back, and did not go on without this copy".to_string();
+            self.set_disk(v, DiskState::UpToDate, reason);
+        }
+    }
+
+    /// What a crash may have cost this copy, some other copy may still have, until all have met, or
+    /// until a new generation tells those that were not met apart. A copy made from this one inherits
+    /// that.
+    pub(crate) fn crash_is_over(&mut self, v: usize) {
         self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
         self.set_flags(v, MdFlags::CRASHED_SECONDARY, false);
     }
@@ -366,7 +378,7 @@ impl Resource {
         }
     }
 
-    fn is_marked_as_crashed(&self, v: usize) -> bool {
+    pub(crate) fn is_marked_as_crashed(&self, v: usize) -> bool {
         self.volumes[v].local.as_ref().is_some_and(|l| {
             let flags = l.superblock.flags;
             flags.contains(MdFlags::CRASHED_PRIMARY) || flags.contains(MdFlags::CRASHED_SECONDARY)
@@ -464,6 +476,23 @@ impl Resource {
             .unwrap_or(u64::MAX)
     }
 
+    /// A resync target gets the writes from here on. If a generation began while it made ready it has to
+    /// know, for its half copy tells others that there is something newer.
+    pub(crate) fn tell_target(&mut self, p: usize, v: usize) {
+        let told = self.peers[p].volumes[v].start.toward;
+        let current = self.volumes[v].generations.current;
+        if !self.is_group() || self.role != Role::Primary || same(told, current) {
+            return;
+        }
+        if !self.volumes[v].bump_running {
+            self.volumes[v].bump_running = true;
+            self.volumes[v].bump_committed = true;
+        }
+        self.peers[p].volumes[v].ack_due = Some(self.now);
+        let members = self.members(v);
+        self.send_generation(p, v, told, members);
+    }
+
     /// Who is in step, and who is known not to be.
     pub(crate) fn members(&self, v: usize) -> Members {
         let behind = |p: &&Peer| p.volumes[v].lacks_current && !p.receives(v);
@@ -540,6 +569,7 @@ impl Resource {
             self.volumes[v]
                 .generations
                 .follow(current, others.into_iter());
+            self.crash_is_over(v);
             self.commit(v, true, Some(Waiter::Follows(node, link)));
         } else if !whole {
             // A resync target stays at its base, but is brought to the new generation from here on.
@@ -755,10 +785,10 @@ impl Resource {
         self.incident(Severity::Warning, text);
         for x in 0..self.peers.len() {
             let node = self.peers[x].node;
-            if !followed.contains(&node) || followed.len() > 1 {
-                if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
-                    bitmap.set_all();
-                }
+            if (!followed.contains(&node) || followed.len() > 1)
+                && let Some(bitmap) = self.volumes[v].bitmap_mut(node)
+            {
+                bitmap.set_all();
             }
             self.set_peer_flag(v, node, PeerFlags::FOLLOWED, false);
             // The Primary went on, and another may have all of it.

@@ -278,23 +278,37 @@ fn judge(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
 /// two is whole a third may be.
 fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
     let later = |rule| judgement.overrule(rule, Direction::Later, Amount::Nothing);
+    let refused = judgement.direction == Direction::Refuse;
+    let (i_am_half, it_is_half) = (me.is_inconsistent(), peer.is_inconsistent());
+    if i_am_half && it_is_half && refused {
+        return later(Rule::BothInconsistent);
+    }
     let (source, target) = match judgement.direction {
         Direction::Source => (me, peer),
         Direction::Target => (peer, me),
-        Direction::Refuse if judgement.rule == Rule::BothInconsistent => {
-            return later(Rule::BothInconsistent);
-        }
+        Direction::Refuse if it_is_half => (me, peer),
+        Direction::Refuse if i_am_half => (peer, me),
         _ => return judgement,
     };
-    // Half a copy shows that there is a newer generation than the source's: who has it may come back.
-    if target.is_inconsistent()
-        && !is_created(target.toward)
-        && !source.is_primary()
-        && !target.discard_my_data
-        && !same(source.current, target.toward)
-        && !source.remembers(target.toward)
-    {
+    // Half a copy shows that there is a generation which the source never had: who has it may come
+    // back. Its own current UUID is a name that others do not know, so it never proves a split brain.
+    let half = target.is_inconsistent() && !is_created(target.toward) && !target.is_primary();
+    let known = same(source.current, target.toward) || source.remembers(target.toward);
+    if half && (refused || !known) {
+        if target.discard_my_data {
+            let direction = Direction::source_if(source.node == me.node);
+            return judgement.overrule(Rule::UnfinishedResync, direction, Amount::Full);
+        }
+        if source.is_primary() {
+            return Judgement {
+                split_brain: true,
+                ..judgement.overrule(Rule::UnfinishedResync, Direction::Refuse, Amount::Nothing)
+            };
+        }
         return later(Rule::UnfinishedResync);
+    }
+    if refused {
+        return judgement;
     }
     let two = crate::sabotage::is(crate::sabotage::Mistake::TwoSources);
     if target.busy && !source.is_primary() && !two {
@@ -363,6 +377,11 @@ fn equal_generations(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
     let outdated = |side: &Side| side.disk == DiskState::Outdated;
     let compelled = prefer(!outdated(me), !outdated(peer))
         .or_else(|| prefer(me.is_primary(), peer.is_primary()));
+    // With more than two nodes a crash is remembered until all have met, so these two may have
+    // reconciled: what a crash left is marked.
+    if ctx.group && me.dirty_bits == 0 && peer.dirty_bits == 0 {
+        return without_crash(me, peer, compelled);
+    }
     let lower_id = me.node < peer.node;
     let (rule, source) = match (me.crashed_primary, peer.crashed_primary) {
         (true, true) => (

@@ -176,7 +176,9 @@ impl Resource {
 
     pub(crate) fn agreed_peer(&self, peer: Option<NodeId>) -> Result<usize, Refusal> {
         let chosen = self.chosen_peers(peer)?;
-        match chosen.iter().find(|&&p| self.peers[p].is_agreed()) {
+        let agreed = |p: &&usize| self.peers[**p].is_agreed();
+        let compared = |p: &&usize| agreed(p) && !self.peers[**p].is_parked();
+        match chosen.iter().find(compared).or(chosen.iter().find(agreed)) {
             Some(&p) => Ok(p),
             None => refuse(
                 RefusalKind::State,

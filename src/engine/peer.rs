@@ -107,6 +107,8 @@ pub(crate) struct SyncStart {
     pub(crate) committing: bool,
     /// Own metadata are on the disk and told.
     pub(crate) ready: bool,
+    /// Source's current UUID when its metadata were ready: what the target is brought to.
+    pub(crate) toward: u64,
     /// Base generation the peer told.
     pub(crate) peer_base: Option<u64>,
 }

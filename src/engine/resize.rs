@@ -114,6 +114,10 @@ impl Resource {
         let limit = disk
             .map_err(|errno| format!("the disk's size cannot be read (errno {errno})"))
             .and_then(|disk| self.take_room(v, disk, meta));
+        if limit.is_ok() {
+            // The layout may have grown: no superblock may say so before its new pages are there.
+            self.commit(v, true, None);
+        }
         match (why, limit) {
             (Measuring::Mine(id, ..), Err(text)) => {
                 let refusal = refusal(RefusalKind::NoDisk, text, "mend the disk, then try again");

@@ -290,8 +290,12 @@ impl Resource {
             Message::Prepare { tid, change } => self.prepare_received(p, tid, change),
             Message::PrepareReply { tid, refusal } => self.prepare_reply_received(p, tid, refusal),
             Message::Finish { tid, commit } => self.finish_received(p, tid, commit),
-            Message::BitmapReady { volume: n, base } => match volume(self, n) {
-                Some(v) => self.bitmap_ready_received(p, v, base),
+            Message::BitmapReady {
+                volume: n,
+                base,
+                current,
+            } => match volume(self, n) {
+                Some(v) => self.bitmap_ready_received(p, v, base, current),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
             Message::ResyncFinished {

@@ -121,7 +121,7 @@ fn check(a: &Side, b: &Side, ctx: &Context) -> Judgement {
             assert_eq!(mine.amount, Amount::Nothing, "{}", why());
             if disks && !fresh {
                 // Law 1, and law 2 with it: without a resync nothing may be marked.
-                let clean = |s: &Side| s.dirty_bits == 0 && !s.crashed_primary;
+                let clean = |s: &Side| s.dirty_bits == 0 && (!s.crashed_primary || ctx.group);
                 assert!(clean(a) && clean(b), "law 1: {}", why());
                 assert!(equal, "no sync between different generations: {}", why());
                 let broken = |s: &Side| s.disk == DiskState::Inconsistent;
@@ -299,6 +299,7 @@ fn check_refusal(a: &Side, b: &Side, judgement: &Judgement) {
     let broken = |s: &Side| s.disk == DiskState::Inconsistent;
     let cause = match judgement.rule {
         Rule::BitmapBoth | Rule::HistoryBoth => judgement.split_brain,
+        Rule::UnfinishedResync => a.toward + b.toward > 0,
         Rule::Unrelated => !a
             .history
             .iter()
@@ -491,6 +492,11 @@ fn follow_way_out(mut a: Side, mut b: Side, ctx: &Context) -> (Side, Side) {
             Rule::RoleConflict => {
                 a.role = Role::Secondary;
                 b.role = Role::Secondary;
+            }
+            // Half a copy is given up by order.
+            Rule::UnfinishedResync => {
+                a.discard_my_data = a.disk == DiskState::Inconsistent;
+                b.discard_my_data = b.disk == DiskState::Inconsistent;
             }
             rule => panic!("{rule:?} does not refuse"),
         }

@@ -117,7 +117,7 @@ rules! {
     UnfinishedResync = "unfinished-resync", "–",
         "One is Inconsistent after a resync from a third node, and the other has, or had, the \
          generation it was being brought to: the other is source, full sync. If it never had that \
-         generation, and is not Primary, both wait for a node that has it.";
+         generation, both wait for a node that has it; if it is Primary, refused as a split brain.";
 
     /// Both were written to since the generation their bitmaps are relative to. Any choice loses
     /// data, so it takes an order. The bitmaps of both are merged: blocks the victim wrote must be

@@ -188,6 +188,10 @@ fn refusal(a: &Side, b: &Side, judgement: &Judgement) -> String {
     let (na, nb) = (named(a), named(b));
     match judgement.rule {
         Rule::BitmapBoth | Rule::HistoryBoth => split_brain(a, b),
+        Rule::UnfinishedResync => format!(
+            "{na} or {nb} is half of a copy whose generation the other, the Primary, never had: data \
+             that only a third node has in full, or had"
+        ),
         Rule::Unrelated => format!("{na} and {nb} hold unrelated data: no generation in common"),
         Rule::JustCreatedBoth => {
             format!("{na} and {nb} claim usable data, yet both are marked as just created")
@@ -248,6 +252,11 @@ pub(super) fn way_out(me: &Side, peer: &Side, judgement: &Judgement) -> Option<S
         Rule::Unrelated | Rule::JustCreatedBoth => {
             "on the node whose data are to be overwritten run `twinblk down RES`, `twinblk \
              create-md --force RES` and `twinblk up RES`, then on the other `twinblk connect RES`"
+                .to_string()
+        }
+        Rule::UnfinishedResync => {
+            "connect the node that has that generation; or, if it is lost, give the half copy up: on \
+             its node run `twinblk connect --discard-my-data RES`, on the other `twinblk connect RES`"
                 .to_string()
         }
         Rule::BothInconsistent => {
