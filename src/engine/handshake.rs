@@ -295,9 +295,12 @@ fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
     let half = target.is_inconsistent() && !is_created(target.toward) && !target.is_primary();
     let known = same(source.current, target.toward) || source.remembers(target.toward);
     if half && (refused || !known) {
-        if target.discard_my_data {
+        if target.discard_my_data && !source.discard_my_data {
             let direction = Direction::source_if(source.node == me.node);
-            return judgement.overrule(Rule::UnfinishedResync, direction, Amount::Full);
+            return Judgement {
+                split_brain: true,
+                ..judgement.overrule(Rule::UnfinishedResync, direction, Amount::Full)
+            };
         }
         if source.is_primary() {
             return Judgement {

@@ -198,7 +198,7 @@ fn check_resync(
     let broken = target.disk == DiskState::Inconsistent;
     if judgement.split_brain {
         assert!(
-            !equal && !behind && !ahead && !fresh,
+            judgement.rule == Rule::UnfinishedResync || !equal && !behind && !ahead && !fresh,
             "no split brain: {}",
             why()
         );
