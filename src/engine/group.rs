@@ -617,10 +617,10 @@ impl Resource {
         self.incident(Severity::Warning, text);
         for x in 0..self.peers.len() {
             let node = self.peers[x].node;
-            if !followed.contains(&node) || followed.len() > 1 {
-                if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
-                    bitmap.set_all();
-                }
+            if (!followed.contains(&node) || followed.len() > 1)
+                && let Some(bitmap) = self.volumes[v].bitmap_mut(node)
+            {
+                bitmap.set_all();
             }
             self.set_peer_flag(v, node, PeerFlags::FOLLOWED, false);
         }
