@@ -5,14 +5,14 @@ use super::dial::DialState;
 use crate::api::EventLine;
 use crate::config;
 use crate::driver::mailbox::{FromLoop, LoopHandle, StatusReply, ToLoop};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
-use twinblk_engine::event::{Event, Severity, What};
+use twinblk_engine::event::{DiskState, Event, Severity, What};
 use twinblk_engine::ids::CommandId;
 
 /// How long the loop may take to tell its state; it does so between two turns.
@@ -44,6 +44,8 @@ pub(crate) struct Running {
     pub(crate) told: watch::Sender<bool>,
     orders: Mutex<BTreeMap<u64, oneshot::Sender<CommandResult>>>,
     next_order: AtomicU64,
+    /// Volumes whose disk has been taken into use, or has failed.
+    attached: watch::Sender<BTreeSet<u16>>,
     last_event: Mutex<String>,
     last_picture: Mutex<Option<(Instant, StatusReply)>>,
     /// What an `adjust` that was not through has changed already and still needs a new connection.
@@ -66,6 +68,7 @@ impl Running {
             told: watch::Sender::new(false),
             orders: Mutex::new(BTreeMap::new()),
             next_order: AtomicU64::new(0),
+            attached: watch::Sender::new(BTreeSet::new()),
             last_event: Mutex::new(String::new()),
             last_picture: Mutex::new(None),
             owed: Mutex::new(Vec::new()),
@@ -145,6 +148,20 @@ impl Running {
         }
     }
 
+    /// Waits until the disks of all volumes are attached, or have failed, or the resource has ended; at
+    /// most `limit`. Answers whether that is so.
+    pub(crate) async fn attached(&self, limit: Duration) -> bool {
+        let volumes = lock(&self.config).me.volumes.len();
+        let (mut attached, mut ended) = (self.attached.subscribe(), self.ended.subscribe());
+        let waited = tokio::time::timeout(limit, async {
+            tokio::select! {
+                _ = attached.wait_for(|all| all.len() >= volumes) => {}
+                _ = ended.wait_for(Option::is_some) => {}
+            }
+        });
+        waited.await.is_ok()
+    }
+
     /// What the loop told last, and when.
     pub(crate) fn last_picture(&self) -> Option<(Instant, StatusReply)> {
         lock(&self.last_picture).clone()
@@ -154,6 +171,11 @@ impl Running {
     pub(crate) fn hear(&self, message: FromLoop, events: &broadcast::Sender<EventLine>) -> bool {
         match message {
             FromLoop::Event(event) => {
+                if let What::Disk(volume, DiskState::Attaching, _) = event.what {
+                    self.attached.send_modify(|all| {
+                        all.insert(volume.0);
+                    });
+                }
                 let line = convert::event_line(&lock(&self.config), &event);
                 self.log(&line, event.severity);
                 // Nobody may be listening.

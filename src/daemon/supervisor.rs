@@ -17,6 +17,8 @@ use twinblk_engine::command::Command;
 
 /// Lines an event listener may lag behind before it is dropped.
 const EVENT_BACKLOG: usize = 4096;
+/// How long `up` waits for the disks; the order goes on by itself.
+const ATTACH_TIME: Duration = Duration::from_secs(20);
 /// How long a stop waits for a resource.
 const STOP_TIME: Duration = Duration::from_secs(60);
 /// How long the end of the daemon waits for all resources: service managers kill after 90 s.
@@ -174,16 +176,26 @@ impl Supervisor {
 
     /// `up`.
     pub(crate) async fn up(self: &Arc<Self>, name: &str) -> Result<String, ErrorBody> {
-        let _one = self.changing.lock().await;
-        let result = self.bring_up(name).await;
-        if let Err(e) = &result
-            && self.configured(name).is_ok()
-            && self.running(name).is_none()
+        let result = {
+            let _one = self.changing.lock().await;
+            let result = self.bring_up(name).await;
+            if let Err(e) = &result
+                && self.configured(name).is_ok()
+                && self.running(name).is_none()
+            {
+                // Whoever ordered it knows now, and goes on.
+                self.note_failure(name, e, false);
+            }
+            result
+        };
+        let mut text = result?;
+        // The next order may be a promotion, which needs the disk.
+        if let Some(running) = self.running(name)
+            && !running.attached(ATTACH_TIME).await
         {
-            // Whoever ordered it knows now, and goes on.
-            self.note_failure(name, e, false);
+            text.push_str("; its disk is still being attached: see `twinblk status`");
         }
-        result
+        Ok(text)
     }
 
     /// Remembers why a resource could not be brought up; logs what is new.

@@ -3,6 +3,8 @@
 use super::*;
 use crate::daemon::fake_loop::Kit;
 use twinblk_engine::command::{CommandResult, Refusal, RefusalKind};
+use twinblk_engine::event::{DiskState, Event, Severity, What};
+use twinblk_engine::ids::VolumeId;
 
 fn done() -> CommandResult {
     Ok(String::new())
@@ -228,4 +230,31 @@ async fn the_end_of_a_loop_by_an_error_is_an_event() {
     settle().await;
     assert!(kit.supervisor.running_names().is_empty());
     assert!(events.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_is_waited_for_until_it_is_there_or_will_never_be() {
+    let limit = Duration::from_secs(5);
+    let disk = |from, to| {
+        FromLoop::Event(Event {
+            what: What::Disk(VolumeId(0), from, to),
+            severity: Severity::Info,
+            cause: String::new(),
+        })
+    };
+    for ends in [false, true] {
+        let kit = Kit::new();
+        let fake = kit.up("r0");
+        let running = kit.supervisor.running("r0").expect("it is up");
+        let begins = disk(DiskState::Diskless, DiskState::Attaching);
+        fake.says.send(begins).expect("somebody listens");
+        assert!(!running.attached(limit).await, "not yet");
+        if ends {
+            fake.end(Err("no".into()));
+        } else {
+            let there = disk(DiskState::Attaching, DiskState::Failed);
+            fake.says.send(there).expect("somebody listens");
+        }
+        assert!(running.attached(limit).await);
+    }
 }

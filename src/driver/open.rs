@@ -135,6 +135,7 @@ pub(crate) fn open_volume(spec: VolumeSpec) -> Result<OpenedVolume, OpenVolumeEr
     // be wrong, and the file somebody else's.
     let mut reader = Reader {
         file: meta.as_ref().map_or(&disk.file, |meta| &meta.file),
+        aligned: AlignedBuf::zeroed(4096),
     };
     let meta_size = meta.as_ref().map_or(disk_size, |meta| meta.facts.size);
     let metadata = |error| OpenVolumeError::Metadata {
@@ -282,12 +283,15 @@ fn try_open_locked(path: &Path) -> Result<Opened, OpenVolumeError> {
 /// Reads metadata through an aligned buffer, because the descriptor is for direct I/O.
 struct Reader<'a> {
     file: &'a OwnedFd,
+    aligned: AlignedBuf,
 }
 
 impl ReadAt for Reader<'_> {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let mut aligned = AlignedBuf::zeroed(buf.len());
-        let bytes = &mut aligned.bytes_mut()[..buf.len()];
+        if self.aligned.bytes_mut().len() < buf.len() {
+            self.aligned = AlignedBuf::zeroed(buf.len());
+        }
+        let bytes = &mut self.aligned.bytes_mut()[..buf.len()];
         probe::read_exact(self.file, bytes, offset).map_err(|error| ReadError {
             errno: error.raw_os_error(),
         })?;

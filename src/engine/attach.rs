@@ -1,9 +1,12 @@
 //! A disk comes: what its metadata say it is worth, and what a crash made of it. And metadata
 //! commits, from the request to those who waited for it.
 
+use crate::bitmap::Bitmap;
 use crate::event::{DiskState, Severity, What};
 use crate::ids::VolumeId;
+use crate::meta_writer::PagePlace;
 use crate::metadata::BLOCK;
+use crate::metadata::layout::Layout;
 use crate::metadata::open::Recovered;
 use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
@@ -16,6 +19,40 @@ use alloc::vec::Vec;
 
 /// Contiguous bitmap pages are written together up to this many bytes.
 const PAGE_RUN: usize = 256 * 1024;
+/// So many bytes of them are in flight: the bitmap of a large device does not take its size again.
+const PAGES_AT_ONCE: usize = 4 << 20;
+
+/// Offsets in the metadata device, and what belongs there.
+pub(crate) type PageWrites = Vec<(u64, Box<[u8]>)>;
+
+/// Bitmap pages to be written, neighbours together.
+#[derive(Default)]
+struct PageRuns {
+    runs: Vec<(u64, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl PageRuns {
+    fn add(&mut self, layout: &Layout, bitmap: &Bitmap, slot: usize, page: u64) {
+        let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+        let offset = layout.bitmap_page_offset(slot, page);
+        let block = bitmap.encode_page(slot, page);
+        self.bytes += block.len();
+        match self.runs.last_mut() {
+            Some((start, data))
+                if *start + data.len() as u64 == offset && data.len() < PAGE_RUN =>
+            {
+                data.extend_from_slice(&block[..]);
+            }
+            _ => self.runs.push((offset, block.to_vec())),
+        }
+    }
+
+    fn done(self) -> PageWrites {
+        let boxed = |(offset, data): (u64, Vec<u8>)| (offset, data.into_boxed_slice());
+        self.runs.into_iter().map(boxed).collect()
+    }
+}
 
 impl Resource {
     /// Metadata of a volume were read.
@@ -142,10 +179,10 @@ impl Resource {
                 // A page may not be written twice at once: the older could come last.
                 continue;
             }
-            let mut writes = if pages {
-                self.collect_pages(v, None)
+            let (mut writes, rest) = if pages {
+                self.collect_dirty_pages(v, (0, 0))
             } else {
-                Vec::new()
+                (Vec::new(), None)
             };
             writes.extend(self.first_log_block(v));
             let volume = &mut self.volumes[v];
@@ -162,6 +199,7 @@ impl Resource {
             volume.meta.begin(
                 (offset, block),
                 u32::try_from(writes.len()).unwrap_or(u32::MAX),
+                rest,
             );
             let id = volume.id;
             if writes.is_empty() {
@@ -172,62 +210,64 @@ impl Resource {
                     self.out.push(Output::MetaFlush { op, volume: id });
                 }
             }
-            for (offset, data) in writes {
-                let op = self.new_op(Op::MetaPage(v));
-                self.out.push(Output::MetaWrite {
-                    op,
-                    volume: id,
-                    offset,
-                    data,
-                    fua: false,
-                });
-            }
+            self.write_pages(v, writes);
         }
     }
 
-    /// All dirty bitmap pages, or only those with the marks of these byte ranges (ascending);
-    /// neighbours together.
-    pub(crate) fn collect_pages(
+    fn write_pages(&mut self, v: usize, writes: PageWrites) {
+        let volume = self.volumes[v].id;
+        for (offset, data) in writes {
+            let op = self.new_op(Op::MetaPage(v));
+            self.out.push(Output::MetaWrite {
+                op,
+                volume,
+                offset,
+                data,
+                fua: false,
+            });
+        }
+    }
+
+    /// The dirty bitmap pages from a place on, as many as are written at once, and where the rest
+    /// begins. The place only moves forward, so that a commit ends although pages get dirty again.
+    fn collect_dirty_pages(
         &mut self,
         v: usize,
-        only: Option<&[(u64, u64)]>,
-    ) -> Vec<(u64, Box<[u8]>)> {
-        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+        from: PagePlace,
+    ) -> (PageWrites, Option<PagePlace>) {
+        let mut writes = PageRuns::default();
+        let Some(local) = &mut self.volumes[v].local else {
+            return (Vec::new(), None);
+        };
+        let mut place = from;
+        while let Some(bitmap) = local.bitmaps.get_mut(place.0) {
+            let Some(page) = bitmap.take_dirty_page(place.1) else {
+                place = (place.0 + 1, 0);
+                continue;
+            };
+            place.1 = page + 1;
+            writes.add(&local.layout, bitmap, place.0, page);
+            if writes.bytes >= PAGES_AT_ONCE {
+                return (writes.done(), Some(place));
+            }
+        }
+        (writes.done(), None)
+    }
+
+    /// The dirty bitmap pages with the marks of these byte ranges (ascending).
+    pub(crate) fn collect_pages_of(&mut self, v: usize, ranges: &[(u64, u64)]) -> PageWrites {
+        let mut writes = PageRuns::default();
         let Some(local) = &mut self.volumes[v].local else {
             return Vec::new();
         };
         for (slot, bitmap) in local.bitmaps.iter_mut().enumerate() {
-            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-            let mut ranges = only.unwrap_or_default().iter();
-            let mut range = ranges.next();
-            while let Some(page) = match only {
-                None => bitmap.take_dirty_page(),
-                Some(_) => loop {
-                    let Some(&(offset, len)) = range else {
-                        break None;
-                    };
-                    match bitmap.take_dirty_page_of(offset, len) {
-                        Some(page) => break Some(page),
-                        None => range = ranges.next(),
-                    }
-                },
-            } {
-                let offset = local.layout.bitmap_page_offset(slot, page);
-                let block = bitmap.encode_page(slot, page);
-                match writes.last_mut() {
-                    Some((start, data))
-                        if *start + data.len() as u64 == offset && data.len() < PAGE_RUN =>
-                    {
-                        data.extend_from_slice(&block[..]);
-                    }
-                    _ => writes.push((offset, block.to_vec())),
+            for &(offset, len) in ranges {
+                while let Some(page) = bitmap.take_dirty_page_of(offset, len) {
+                    writes.add(&local.layout, bitmap, slot, page);
                 }
             }
         }
-        writes
-            .into_iter()
-            .map(|(o, d)| (o, d.into_boxed_slice()))
-            .collect()
+        writes.done()
     }
 
     fn write_superblock(&mut self, v: usize) {
@@ -251,6 +291,14 @@ impl Resource {
             return self.metadata_failed(v, errno);
         }
         if self.volumes[v].meta.page_done() {
+            if let Some(from) = self.volumes[v].meta.take_rest() {
+                let (writes, rest) = self.collect_dirty_pages(v, from);
+                if !writes.is_empty() {
+                    let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
+                    self.volumes[v].meta.go_on(count, rest);
+                    return self.write_pages(v, writes);
+                }
+            }
             let op = self.new_op(Op::MetaFlush(v));
             self.out.push(Output::MetaFlush {
                 op,

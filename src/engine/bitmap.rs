@@ -68,8 +68,13 @@ impl Bitmap {
         }
         self.size = size;
         self.bits = bits;
-        self.words
-            .resize(usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX), 0);
+        let words = usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX);
+        if self.words.is_empty() {
+            // Fresh from the system: as long as nothing is marked it takes no memory.
+            self.words = vec![0; words];
+        } else {
+            self.words.resize(words, 0);
+        }
         let pages = bits.div_ceil(BITS_PER_PAGE);
         // A page mark beyond a shrunk device stays: its cleared bits still go to the disk.
         let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
@@ -194,12 +199,20 @@ impl Bitmap {
         }
     }
 
-    /// Takes a page the disk does not have yet.
-    pub fn take_dirty_page(&mut self) -> Option<u64> {
-        let i = self.dirty.iter().position(|&w| w != 0)?;
-        let bit = self.dirty[i].trailing_zeros();
-        self.dirty[i] &= !(1 << bit);
-        Some(i as u64 * 64 + u64::from(bit))
+    /// Takes the first page from `from` on that the disk does not have yet.
+    pub fn take_dirty_page(&mut self, from: u64) -> Option<u64> {
+        let first = index(from);
+        let mut mask = u64::MAX << (from % 64);
+        for (i, word) in self.dirty.iter_mut().enumerate().skip(first) {
+            let found = *word & mask;
+            mask = u64::MAX;
+            if found != 0 {
+                let bit = found.trailing_zeros();
+                *word &= !(1 << bit);
+                return Some(i as u64 * 64 + u64::from(bit));
+            }
+        }
+        None
     }
 
     /// The same, of those that hold the marks of a byte range.
@@ -249,9 +262,12 @@ impl Bitmap {
             } else {
                 u64::MAX >> (64 - (self.bits - first))
             };
-            self.set -= u64::from(mine.count_ones());
-            *mine = word & valid;
-            self.set += u64::from(mine.count_ones());
+            let word = word & valid;
+            if word != *mine {
+                self.set -= u64::from(mine.count_ones());
+                self.set += u64::from(word.count_ones());
+                *mine = word;
+            }
         }
     }
 
@@ -351,7 +367,7 @@ mod tests {
                         naive.fill(v);
                         if v { real.set_all() } else { real.clear_all() }
                     }
-                    Step::Write => while let Some(page) = real.take_dirty_page() {
+                    Step::Write => while let Some(page) = real.take_dirty_page(0) {
                         disk[page as usize] = real.encode_page(1, page);
                     },
                 }
@@ -360,7 +376,9 @@ mod tests {
                 prop_assert_eq!(real.marked(), want);
             }
             // What was written since, with the pages marked dirty written last, is what is read.
-            while let Some(page) = real.take_dirty_page() {
+            let mut from = 0;
+            while let Some(page) = real.take_dirty_page(from) {
+                from = page + 1;
                 disk[page as usize] = real.encode_page(1, page);
             }
             let mut back = Bitmap::new(size, 4096);
@@ -405,12 +423,15 @@ mod tests {
         let mut b = Bitmap::new(4096 * BITS_PER_PAGE, 4096);
         b.rewrite_pages(1..130);
         for page in 1..130 {
-            assert_eq!(b.take_dirty_page(), Some(page));
+            assert_eq!(b.take_dirty_page(page / 2), Some(page));
             let block = b.encode_page(0, page);
             let mut words = bitmap_pages::decode(&block[..], 0, page).expect("whole");
             assert!(words.all(|word| word == 0));
         }
-        assert_eq!(b.take_dirty_page(), None);
+        assert_eq!(b.take_dirty_page(0), None);
+        b.rewrite_pages(70..71);
+        assert_eq!(b.take_dirty_page(71), None, "only what comes after");
+        assert_eq!(b.take_dirty_page(70), Some(70));
     }
 
     #[test]

@@ -320,7 +320,7 @@ impl Resource {
         let writes = if crate::sabotage::is(Mistake::ForgetExtentWithoutBitmap) {
             Vec::new()
         } else {
-            self.collect_pages(v, Some(&ranges))
+            self.collect_pages_of(v, &ranges)
         };
         let volume = self.volumes[v].id;
         self.volumes[v].log_writer.pages = writes.len();

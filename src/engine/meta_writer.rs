@@ -14,6 +14,9 @@ use crate::metadata::BLOCK;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+/// A place among the bitmap pages: slot and page.
+pub(crate) type PagePlace = (usize, u64);
+
 /// Where a running commit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -32,6 +35,8 @@ pub(crate) struct MetaWriter<W> {
     /// Picture of the superblock of the running commit: (offset, block).
     superblock: Option<(u64, Box<[u8; BLOCK]>)>,
     waiters: Vec<W>,
+    /// Where the pages begin that are to be written after those in flight.
+    rest: Option<PagePlace>,
     next_wanted: bool,
     next_pages: bool,
     next_waiters: Vec<W>,
@@ -48,6 +53,7 @@ impl<W> Default for MetaWriter<W> {
             stage: None,
             superblock: None,
             waiters: Vec::new(),
+            rest: None,
             next_wanted: false,
             next_pages: false,
             next_waiters: Vec::new(),
@@ -95,9 +101,16 @@ impl<W> MetaWriter<W> {
         !self.never_flushed
     }
 
-    /// Begins the commit with this picture of the superblock.
-    pub(crate) fn begin(&mut self, superblock: (u64, Box<[u8; BLOCK]>), page_writes: u32) {
+    /// Begins the commit with this picture of the superblock. Not all pages need be in the first
+    /// writes: from `rest` on they come later ([`Self::go_on`]).
+    pub(crate) fn begin(
+        &mut self,
+        superblock: (u64, Box<[u8; BLOCK]>),
+        page_writes: u32,
+        rest: Option<PagePlace>,
+    ) {
         debug_assert!(self.stage.is_none());
+        self.rest = rest;
         self.superblock = Some(superblock);
         self.waiters = core::mem::take(&mut self.next_waiters);
         self.next_wanted = false;
@@ -105,7 +118,19 @@ impl<W> MetaWriter<W> {
         self.stage = Some(Stage::Pages(page_writes));
     }
 
-    /// A page write is done. Answers whether the flush is due.
+    /// All page writes are done: where the next ones begin, if there are more.
+    pub(crate) fn take_rest(&mut self) -> Option<PagePlace> {
+        self.rest.take()
+    }
+
+    /// So many more writes of pages, and what is left after them.
+    pub(crate) fn go_on(&mut self, page_writes: u32, rest: Option<PagePlace>) {
+        self.stage = Some(Stage::Pages(page_writes));
+        self.rest = rest;
+    }
+
+    /// A page write is done. Answers whether it was the last of those in flight: more of them, or the
+    /// flush, are due.
     pub(crate) fn page_done(&mut self) -> bool {
         if let Some(Stage::Pages(n)) = &mut self.stage {
             *n = n.saturating_sub(1);
@@ -136,6 +161,7 @@ impl<W> MetaWriter<W> {
     pub(crate) fn fail(&mut self) -> Vec<W> {
         self.failed = !crate::sabotage::is(crate::sabotage::Mistake::CommitAfterFailure);
         self.stage = None;
+        self.rest = None;
         self.superblock = None;
         self.next_wanted = false;
         self.next_pages = false;

@@ -98,6 +98,13 @@ impl Resource {
             }
         }
         for (v, volume) in self.volumes.iter().enumerate() {
+            if volume.disk == DiskState::Attaching {
+                return Err(refuse(
+                    RefusalKind::NoDisk,
+                    format!("{} is still being attached", volume.id),
+                    "try again when `twinblk status` shows its disk",
+                ));
+            }
             if !volume.has_disk() {
                 return Err(refuse(
                     RefusalKind::NoDisk,

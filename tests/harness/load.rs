@@ -12,6 +12,7 @@
 //! * after a loss of power on all disks ([`History::judge_stable`]): in each block the last write that a
 //!   completed flush covers (or that was confirmed with FUA), or a later one, or sectors of several.
 
+use super::content::Blocks;
 use super::nbd::{Client, FLUSH, FUA, WRITE, WRITE_ZEROES};
 use super::seeds::Rng;
 use std::collections::HashMap;
@@ -34,6 +35,8 @@ struct Written {
     flushing: bool,
     /// It survives a loss of power.
     stable: bool,
+    /// See [`History::peer_has`].
+    peer_has: bool,
 }
 
 /// Everything that was ever written.
@@ -65,7 +68,7 @@ impl History {
         }))
     }
 
-    fn blocks(&self) -> u64 {
+    pub fn blocks(&self) -> u64 {
         self.settled.len() as u64
     }
 
@@ -83,11 +86,10 @@ impl History {
         bytes
     }
 
-    fn holds(&self, content: &[u8], number: u64, block: u64) -> bool {
-        let at = usize::try_from(block).expect("fits") * BLOCK;
-        let bytes = &content[at..at + BLOCK];
+    fn holds(&self, content: &(impl Blocks + ?Sized), number: u64, block: u64) -> bool {
+        let bytes = content.block(block);
         if self.zeroes.contains(&number) {
-            return bytes.iter().all(|&b| b == 0);
+            return bytes == [0; BLOCK];
         }
         if let Some(torn) = self.torn.get(&number) {
             return bytes == torn;
@@ -115,6 +117,7 @@ impl History {
             fua,
             flushing: false,
             stable: false,
+            peer_has: false,
         };
         self.recent.push(written);
         written
@@ -144,14 +147,33 @@ impl History {
         self.recent.iter().filter(|w| w.stable).count()
     }
 
+    /// From now on [`Self::missed`] counts. The peer has what a completed flush covers or what was
+    /// confirmed with FUA (under C), or with `all` everything that was confirmed.
+    pub fn peer_has(&mut self, all: bool) {
+        for w in &mut self.recent {
+            w.peer_has = w.stable || all && w.confirmed;
+        }
+    }
+
+    /// Bytes that a peer can lack which had what [`Self::peer_has`] says and got nothing since.
+    pub fn missed(&self) -> u64 {
+        let blocks: std::collections::HashSet<u64> = self
+            .recent
+            .iter()
+            .filter(|w| !w.peer_has)
+            .flat_map(|w| w.first..w.first + w.blocks)
+            .collect();
+        (blocks.len() * BLOCK) as u64
+    }
+
     /// Each block is one of those it may be; what it is holds from now on.
-    pub fn judge_blocks(&mut self, content: &[u8]) {
+    pub fn judge_blocks(&mut self, content: &(impl Blocks + ?Sized)) {
         self.judge(content, |w| w.confirmed, false);
     }
 
     /// The same when every disk lost its power: only what is stable must be there, and a block may hold
     /// sectors of several writes. Returns how many confirmed blocks are not the last that was written.
-    pub fn judge_stable(&mut self, content: &[u8]) -> usize {
+    pub fn judge_stable(&mut self, content: &(impl Blocks + ?Sized)) -> usize {
         let mut last: HashMap<u64, u64> = HashMap::new();
         for w in self.recent.iter().filter(|w| w.confirmed) {
             last.extend((w.first..w.first + w.blocks).map(|block| (block, w.number)));
@@ -164,7 +186,12 @@ impl History {
         last.iter().filter(older).count()
     }
 
-    fn judge(&mut self, content: &[u8], must: impl Fn(&Written) -> bool, may_tear: bool) {
+    fn judge(
+        &mut self,
+        content: &(impl Blocks + ?Sized),
+        must: impl Fn(&Written) -> bool,
+        may_tear: bool,
+    ) {
         let mut may: HashMap<u64, Vec<u64>> = HashMap::new();
         for w in &self.recent {
             for block in w.first..w.first + w.blocks {
@@ -185,9 +212,7 @@ impl History {
                 .rev()
                 .find(|&&n| self.holds(content, n, block));
             if found.is_none() && may_tear && self.is_mix(content, candidates, block) {
-                let at = block as usize * BLOCK;
-                self.torn
-                    .insert(self.next, content[at..at + BLOCK].to_vec());
+                self.torn.insert(self.next, content.block(block).to_vec());
                 self.settled[block as usize] = self.next;
                 self.next += 1;
                 continue;
@@ -205,11 +230,11 @@ impl History {
     }
 
     /// Each sector of the block is that of one of `candidates`.
-    fn is_mix(&self, content: &[u8], candidates: &[u64], block: u64) -> bool {
+    fn is_mix(&self, content: &(impl Blocks + ?Sized), candidates: &[u64], block: u64) -> bool {
         const SECTOR: usize = 512;
-        let at = block as usize * BLOCK;
         let whole: Vec<Vec<u8>> = candidates.iter().map(|&n| self.content(n, block)).collect();
-        content[at..at + BLOCK]
+        content
+            .block(block)
             .chunks(SECTOR)
             .enumerate()
             .all(|(n, sector)| whole.iter().any(|w| w[n * SECTOR..][..SECTOR] == *sector))
@@ -217,7 +242,7 @@ impl History {
 
     /// The content is that after the first N writes; with `confirmed`, no confirmed one is missing.
     /// Returns how many writes under way did not get through.
-    pub fn judge_prefix(&mut self, content: &[u8], confirmed: bool) -> usize {
+    pub fn judge_prefix(&mut self, content: &(impl Blocks + ?Sized), confirmed: bool) -> usize {
         let mut state = self.settled.clone();
         let mut good: Vec<bool> = (0..self.blocks())
             .map(|b| self.holds(content, state[b as usize], b))
@@ -261,15 +286,15 @@ impl History {
         lost
     }
 
-    fn name(&self, content: &[u8], block: u64) -> String {
-        let at = usize::try_from(block).expect("fits") * BLOCK;
-        let number = |at: usize| u64::from_le_bytes(content[at..at + 8].try_into().expect("eight"));
-        format!("write {} of block {}", number(at), number(at + 8))
+    fn name(&self, content: &(impl Blocks + ?Sized), block: u64) -> String {
+        let bytes = content.block(block);
+        let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+        format!("write {} of block {}", number(0), number(8))
     }
 }
 
 /// How a client writes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Habits {
     /// Requests in flight.
     pub depth: usize,
@@ -279,6 +304,10 @@ pub struct Habits {
     pub flush: u64,
     /// One write in so many has FUA.
     pub fua: u64,
+    /// Blocks of the largest write; 0: four, now and then 64.
+    pub largest: u64,
+    /// The blocks that are written to; the whole device when empty.
+    pub area: std::ops::Range<u64>,
 }
 
 impl Default for Habits {
@@ -288,6 +317,8 @@ impl Default for Habits {
             count: usize::MAX,
             flush: 32,
             fua: 16,
+            largest: 0,
+            area: 0..0,
         }
     }
 }
@@ -363,12 +394,19 @@ fn drive(
     let mut flying: Vec<Written> = Vec::new();
     let mut flushing = false;
     let mut left = habits.count;
-    let blocks = history.lock().expect("whole").blocks();
+    let area = match habits.area {
+        area if area.is_empty() => 0..history.lock().expect("whole").blocks(),
+        area => area,
+    };
     loop {
         while flying.len() < habits.depth && left > 0 && !stop.load(Ordering::Relaxed) {
-            let most = if rng.below(8) == 0 { 64 } else { 4 };
+            let most = match habits.largest {
+                0 if rng.below(8) == 0 => 64,
+                0 => 4,
+                most => most,
+            };
             let count = 1 + rng.below(most);
-            let first = rng.below(blocks - count);
+            let first = rng.between(area.start, area.end - count);
             let overlaps = |w: &Written| w.first < first + count && first < w.first + w.blocks;
             if flying.iter().any(overlaps) {
                 continue;

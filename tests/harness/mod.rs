@@ -4,6 +4,7 @@
 //! * [`node`]: a daemon: start, kill, ask, wait for;
 //! * [`nbd`]: an NBD client that keeps many requests in flight;
 //! * [`load`]: writes that know what they wrote, and the judge of what survived;
+//! * [`content`]: what a disk holds, without the holes;
 //! * [`link`]: network namespaces and a cable between them that can be cut;
 //! * [`tools`]: other people's programs; [`seeds`]: numbers that repeat.
 //!
@@ -14,6 +15,7 @@
     reason = "each test program uses its part of the harness"
 )]
 
+pub mod content;
 pub mod link;
 pub mod load;
 pub mod nbd;

@@ -135,6 +135,11 @@ impl Node {
         )
     }
 
+    /// It was started and not stopped.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child
             .as_mut()
@@ -243,17 +248,21 @@ impl Node {
 
     /// Resident memory of the daemon, bytes.
     pub fn memory(&self) -> u64 {
+        self.memory_line("VmRSS:")
+    }
+
+    /// The most it ever was.
+    pub fn peak_memory(&self) -> u64 {
+        self.memory_line("VmHWM:")
+    }
+
+    fn memory_line(&self, name: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("proc");
-        let line = text
-            .lines()
-            .find(|l| l.starts_with("VmRSS:"))
-            .expect("VmRSS");
+        let line = text.lines().find(|l| l.starts_with(name));
         let kib: u64 = line
-            .split_whitespace()
-            .nth(1)
-            .expect("a number")
-            .parse()
-            .expect("KiB");
+            .and_then(|l| l.split_whitespace().nth(1))
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {text}"));
         kib * 1024
     }
 

@@ -1,5 +1,8 @@
 //! Numbers that repeat: everything random in a test comes from its seed, which every failure names.
 
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+
 /// SplitMix64.
 #[derive(Debug, Clone)]
 pub struct Rng(pub u64);
@@ -36,17 +39,38 @@ pub const ROUNDS: u64 = 20;
 
 /// Runs `story` with [`ROUNDS`] seeds, or the one in `TWINBLK_SEED`. A panic names the seed.
 pub fn each_seed(story: impl Fn(u64)) {
-    let one = std::env::var("TWINBLK_SEED").ok();
-    let seeds: Vec<u64> = match one {
-        Some(text) => vec![text.parse().expect("TWINBLK_SEED is a number")],
-        None => (1..=ROUNDS).collect(),
-    };
-    for seed in seeds {
-        let run = std::panic::AssertUnwindSafe(|| story(seed));
-        if let Err(panic) = std::panic::catch_unwind(run) {
-            eprintln!("seed {seed} failed; repeat it with TWINBLK_SEED={seed}");
-            std::panic::resume_unwind(panic);
+    for seed in seeds(ROUNDS) {
+        one_seed(seed, &story);
+    }
+}
+
+/// The same with seeds 1 to `rounds`, several at a time.
+pub fn seeds_side_by_side(rounds: u64, threads: usize, story: impl Fn(u64) + Sync) {
+    let seeds = Mutex::new(seeds(rounds).into_iter());
+    let next = || seeds.lock().expect("whole").next();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    one_seed(seed, &story);
+                }
+            });
         }
+    });
+}
+
+fn seeds(rounds: u64) -> Vec<u64> {
+    match std::env::var("TWINBLK_SEED") {
+        Ok(text) => vec![text.parse().expect("TWINBLK_SEED is a number")],
+        Err(_) => (1..=rounds).collect(),
+    }
+}
+
+fn one_seed(seed: u64, story: impl Fn(u64)) {
+    let run = AssertUnwindSafe(|| story(seed));
+    if let Err(panic) = std::panic::catch_unwind(run) {
+        eprintln!("seed {seed} failed; repeat it with TWINBLK_SEED={seed}");
+        std::panic::resume_unwind(panic);
     }
 }
 

@@ -1,9 +1,13 @@
 //! A directory with two nodes, alpha and bravo, and the configuration they share. Gone when dropped.
 
+use super::content::{Blocks, Sparse};
 use super::link::Cable;
+use super::load::History;
+use super::nbd::Client;
 use super::node::Node;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const MIB: u64 = 1 << 20;
@@ -102,8 +106,8 @@ impl Stage {
         stage
     }
 
-    /// Both nodes run, alpha is Primary, both disks are UpToDate and equal (by a full sync).
-    pub fn in_sync(plan: Plan) -> Self {
+    /// Both nodes run and are connected; their disks were just created.
+    fn connected(plan: Plan) -> Self {
         let mut stage = Self::new(plan);
         for node in &mut stage.nodes {
             node.ok(&["create-md", "r0"]);
@@ -111,9 +115,44 @@ impl Stage {
             node.ok(&["up", "r0"]);
         }
         stage.nodes[0].ok(&["wait-connect", "r0", "--timeout", "60"]);
+        stage
+    }
+
+    /// Both nodes run, alpha is Primary, both disks are UpToDate and equal (by a full sync).
+    pub fn in_sync(plan: Plan) -> Self {
+        let stage = Self::connected(plan);
         stage.nodes[0].ok(&["primary", "--force", "r0"]);
         stage.wait_in_sync();
         stage
+    }
+
+    /// Both nodes run, nothing was copied: two disks without data are declared equal. Nobody is Primary.
+    pub fn declared_equal(plan: Plan) -> Self {
+        let stage = Self::connected(plan);
+        stage.nodes[0].ok(&["new-current-uuid", "r0", "--clear-bitmap"]);
+        stage.wait_in_sync();
+        stage
+    }
+
+    /// The Primary is gone under load: `node` takes over, and what it serves is judged. Its disk is a
+    /// prefix of the stream of writes, under B and C with every confirmed one.
+    pub fn takes_over(&self, node: usize, history: &Mutex<History>) {
+        let node = &self.nodes[node];
+        node.wait("the peer is lost", |s| {
+            s["peers"][0]["connection"] != "Connected"
+        });
+        node.ok(&["primary", "r0"]);
+        let mut client = Client::unix(&node.export).expect("the survivor serves");
+        let (size, confirmed) = (client.info.size, self.plan.protocol != "A");
+        let mut history = history.lock().unwrap();
+        if size <= 64 * MIB {
+            let content = client.read_all().expect("reads");
+            history.judge_prefix(&content, confirmed);
+        } else {
+            // From the disk itself, where holes cost nothing.
+            history.judge_prefix(&Sparse::read(&node.disk, size), confirmed);
+        }
+        client.disconnect();
     }
 
     pub fn path(&self) -> &Path {
@@ -176,19 +215,40 @@ impl Stage {
 
     /// Stops both nodes in order and compares what their disks hold, byte for byte. Returns the data.
     pub fn stop_and_compare(&mut self) -> Vec<u8> {
-        let size = self.nodes[0].data_size();
-        assert_eq!(size, self.nodes[1].data_size(), "both have the same size");
+        let size = self.size_of_both();
         for node in &mut self.nodes {
             node.ok(&["down", "r0", "--force"]);
             node.terminate();
         }
-        let [alpha, bravo] = [0, 1].map(|n| self.nodes[n].disk_content(size));
-        if let Some(at) = alpha.iter().zip(&bravo).position(|(a, b)| a != b) {
+        self.compare(size);
+        self.nodes[0].disk_content(size)
+    }
+
+    /// Nobody writes: waits until both have everything, and compares what their disks hold while they
+    /// run. Returns the data.
+    pub fn compare_quiet(&self) -> Sparse {
+        self.wait_in_sync();
+        for node in &self.nodes {
+            node.wait("everything to be stable on the peer", |s| {
+                s["peers"][0]["transfer_log"] == 0
+            });
+        }
+        self.compare(self.size_of_both())
+    }
+
+    fn size_of_both(&self) -> u64 {
+        let size = self.nodes[0].data_size();
+        assert_eq!(size, self.nodes[1].data_size(), "both have the same size");
+        size
+    }
+
+    fn compare(&self, size: u64) -> Sparse {
+        let [alpha, bravo] = [0, 1].map(|n| Sparse::read(&self.nodes[n].disk, size));
+        if let Some(block) = alpha.difference(&bravo) {
             panic!(
-                "the disks differ at byte {at} (block {}): alpha {:?} bravo {:?}\n{}\n{}",
-                at / 4096,
-                &alpha[at..at + 16],
-                &bravo[at..at + 16],
+                "the disks differ in block {block}: alpha {:?} bravo {:?}\n{}\n{}",
+                &alpha.block(block)[..16],
+                &bravo.block(block)[..16],
                 self.nodes[0].log_text(),
                 self.nodes[1].log_text()
             );

@@ -23,6 +23,18 @@ fn write_all(stage: &Stage, node: usize, byte: u8) {
 }
 
 #[test]
+fn up_answers_when_the_disk_can_be_used() {
+    let stage = Stage::in_sync(Plan::new("C"));
+    stage.nodes[0].ok(&["secondary", "r0"]);
+    for _ in 0..20 {
+        stage.nodes[0].ok(&["down", "r0"]);
+        stage.nodes[0].ok(&["up", "r0"]);
+        let disk = &stage.nodes[0].status()["volumes"][0]["disk"];
+        assert_eq!(disk, "UpToDate");
+    }
+}
+
+#[test]
 fn fresh_disks_can_be_declared_equal() {
     let mut stage = Stage::new(Plan::new("C"));
     for node in &mut stage.nodes {

@@ -2,7 +2,6 @@
 //! written meanwhile is copied, not the whole disk; both disks end up equal.
 
 use crate::harness::load::{History, Load, wait_for_writes};
-use crate::harness::nbd::Client;
 use crate::harness::seeds::{Rng, each_seed};
 use crate::harness::stage::{Plan, Stage};
 use std::time::Duration;
@@ -80,18 +79,7 @@ fn the_primary_dies_before_it_knows_that_the_cable_is_pulled() {
         assert_eq!(stage.nodes[0].ok(&["cstate", "r0"]).trim(), "Connected");
         stage.nodes[0].kill();
         load.broken();
-        let bravo = &stage.nodes[1];
-        bravo.wait("the peer is lost", |s| {
-            s["peers"][0]["connection"] != "Connected"
-        });
-        bravo.ok(&["primary", "r0"]);
-        let mut client = Client::unix(&bravo.export).expect("bravo serves");
-        let content = client.read_all().expect("reads");
-        client.disconnect();
-        history
-            .lock()
-            .unwrap()
-            .judge_prefix(&content, stage.plan.protocol != "A");
+        stage.takes_over(1, &history);
         stage.cable.as_ref().unwrap().mend();
         stage.nodes[0].start();
         stage.wait_in_sync();

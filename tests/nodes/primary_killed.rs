@@ -20,19 +20,8 @@ fn the_primary_is_killed_under_load_and_the_survivor_takes_over() {
         stage.nodes[0].kill();
         load.broken();
 
+        stage.takes_over(1, &history);
         let bravo = &stage.nodes[1];
-        bravo.wait("the peer is gone", |s| {
-            s["peers"][0]["connection"] != "Connected"
-        });
-        bravo.ok(&["primary", "r0"]);
-        let mut client = Client::unix(&bravo.export).expect("bravo serves");
-        let content = client.read_all().expect("reads");
-        client.disconnect();
-        history
-            .lock()
-            .unwrap()
-            .judge_prefix(&content, stage.plan.protocol != "A");
-
         let load = Load::start(&bravo.export, &history, seed + 1000, depth);
         wait_for_writes(&history, 50 + rng.below(100) as usize);
         let events = bravo.events();

@@ -262,10 +262,11 @@ fn read_bitmap(
     let mut page = 0;
     let mut bad = 0u64;
     let mut first_error = None;
+    let mut buf = vec![0u8; usize::try_from(READ_PAGES).unwrap_or(0) * BLOCK];
     while page < layout.bitmap_pages_per_slot {
         let count = READ_PAGES.min(layout.bitmap_pages_per_slot - page);
-        let mut buf = vec![0u8; usize::try_from(count).unwrap_or(0) * BLOCK];
-        let read = dev.read_at(layout.bitmap_page_offset(slot, page), &mut buf);
+        let buf = &mut buf[..usize::try_from(count).unwrap_or(0) * BLOCK];
+        let read = dev.read_at(layout.bitmap_page_offset(slot, page), buf);
         for (i, block) in (page..).zip(buf.chunks_exact(BLOCK)) {
             let result = match read {
                 Ok(()) => bitmap_pages::decode(block, slot, i)
