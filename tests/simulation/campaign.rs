@@ -40,16 +40,18 @@ pub struct Campaign {
     pub first: bool,
     /// Print progress.
     pub talks: bool,
+    /// Nodes; as each seed says when not given.
+    pub nodes: Option<usize>,
 }
 
 impl Campaign {
-    /// Runs it with the plan of each seed.
+    /// Runs it.
     pub fn run(&self) -> Report {
-        self.run_with(Plan::new)
-    }
-
-    /// Runs it with plans made from seeds.
-    pub fn run_with(&self, plan: impl Fn(u64) -> Plan + Sync) -> Report {
+        let plan = |seed| {
+            let mut plan = Plan::new(seed);
+            plan.nodes = self.nodes.unwrap_or(plan.nodes);
+            plan
+        };
         let next = AtomicU64::new(self.seeds.start);
         let stop = AtomicBool::new(false);
         let report = Mutex::new(Report::default());

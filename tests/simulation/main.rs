@@ -17,6 +17,9 @@ struct Arguments {
     /// Threads; all cores when not given.
     #[arg(long, global = true)]
     jobs: Option<usize>,
+    /// Nodes, 2 to 4; as each seed says when not given.
+    #[arg(long, global = true, value_parser = clap::value_parser!(u8).range(2..=4))]
+    nodes: Option<u8>,
 }
 
 #[derive(Subcommand)]
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = arguments.jobs.unwrap_or(cores);
+    let nodes = arguments.nodes.map(usize::from);
     match arguments.what {
         What::Seeds {
             range,
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
                 time: None,
                 first: false,
                 talks: true,
+                nodes,
             };
             let start = Instant::now();
             let report = campaign.run();
@@ -128,6 +133,7 @@ fn main() -> ExitCode {
                 time: Some(Duration::from_secs(minutes * 60)),
                 first: false,
                 talks: true,
+                nodes,
             };
             let start = Instant::now();
             let report = campaign.run();
@@ -149,6 +155,7 @@ fn main() -> ExitCode {
             careful,
         } => {
             let mut plan = Plan::new(seed);
+            plan.nodes = nodes.unwrap_or(plan.nodes);
             plan.without = without;
             plan.most = most.unwrap_or(plan.most);
             plan.clients = clients.unwrap_or(plan.clients);
@@ -207,8 +214,10 @@ fn told(report: &Report, elapsed: Duration) -> bool {
 /// How to repeat a reduced run.
 fn command(plan: &Plan, full: &Plan) -> String {
     let mut text = format!(
-        "cargo run --release -p twinblk-simulation -- replay {} --clients {} --depth {} --duration {}",
+        "cargo run --release -p twinblk-simulation -- replay {} --nodes {} --clients {} --depth {} \
+         --duration {}",
         plan.seed,
+        plan.nodes,
         plan.clients,
         plan.depth,
         plan.duration / 1_000_000

@@ -16,6 +16,7 @@ pub fn all(seeds: u64, jobs: usize) -> ExitCode {
             time: None,
             first: true,
             talks: false,
+            nodes: None,
         }
         .run();
         match report.failures.first().and_then(|f| f.violation.as_ref()) {
