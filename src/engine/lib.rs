@@ -54,6 +54,7 @@ pub mod resource;
 mod agreement;
 mod bitmap_exchange;
 mod connection;
+mod doubt;
 mod group;
 mod peer;
 mod resync;
