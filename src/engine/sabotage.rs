@@ -65,8 +65,8 @@ pub enum Mistake {
 }
 
 impl Mistake {
-    /// All of them.
-    pub const ALL: [Self; 28] = [
+    /// Those that two nodes notice.
+    pub const ALL: [Self; 20] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -87,6 +87,10 @@ impl Mistake {
         Self::ForgetExtentWithoutBitmap,
         Self::ForgetExtentUnflushed,
         Self::ReleaseExtentAtAck,
+    ];
+
+    /// Those that only three and more nodes can notice.
+    pub const OF_MANY: [Self; 8] = [
         Self::RelyOnUntoldGeneration,
         Self::ForgetUnsettled,
         Self::NoMarksForThird,

@@ -175,7 +175,7 @@ fn main() -> ExitCode {
             }
         }
         #[cfg(sabotage)]
-        What::Sabotage { seeds } => twinblk_simulation::sabotaged::all(seeds, jobs),
+        What::Sabotage { seeds } => twinblk_simulation::sabotaged::all(seeds, jobs, nodes),
     }
 }
 

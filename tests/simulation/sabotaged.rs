@@ -4,11 +4,17 @@ use crate::campaign::Campaign;
 use std::process::ExitCode;
 use twinblk_engine::sabotage::{MARK, Mistake, choose};
 
-/// Makes every mistake in turn.
-pub fn all(seeds: u64, jobs: usize) -> ExitCode {
+/// Makes every mistake in turn that so many nodes can notice; two when not given.
+pub fn all(seeds: u64, jobs: usize, nodes: Option<usize>) -> ExitCode {
     println!("{MARK}");
     let mut unnoticed = 0;
-    for mistake in Mistake::ALL {
+    let nodes = nodes.unwrap_or(2);
+    let mistakes: &[Mistake] = if nodes == 2 {
+        &Mistake::ALL
+    } else {
+        &Mistake::OF_MANY
+    };
+    for &mistake in mistakes {
         choose(Some(mistake));
         let report = Campaign {
             seeds: 1..seeds + 1,
@@ -16,7 +22,7 @@ pub fn all(seeds: u64, jobs: usize) -> ExitCode {
             time: None,
             first: true,
             talks: false,
-            nodes: None,
+            nodes: Some(nodes),
         }
         .run();
         match report.failures.first().and_then(|f| f.violation.as_ref()) {
@@ -36,7 +42,7 @@ pub fn all(seeds: u64, jobs: usize) -> ExitCode {
     println!(
         "test result: {}. {} passed; {unnoticed} failed",
         if unnoticed == 0 { "ok" } else { "FAILED" },
-        Mistake::ALL.len() - unnoticed
+        mistakes.len() - unnoticed
     );
     if unnoticed == 0 {
         ExitCode::SUCCESS
