@@ -136,6 +136,7 @@ impl Resource {
             return;
         }
         v.bump_running = false;
+        v.bump_committed = false;
         if core::mem::take(&mut v.bump_again) {
             return self.start_new_generation(volume);
         }

@@ -428,6 +428,7 @@ impl Resource {
                 Waiter::NewGeneration => {
                     // What waits is answered with an error, never with success.
                     self.volumes[v].bump_running = false;
+                    self.volumes[v].bump_committed = false;
                     self.volumes[v].bump_again = false;
                     for &key in &self.held {
                         if let Some(r) = self.requests.get_mut(key)

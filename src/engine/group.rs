@@ -294,8 +294,17 @@ impl Resource {
 
     /// Nodes that get all writes and lack nothing, this one included.
     pub(crate) fn in_step(&self, v: usize) -> u16 {
+        // What a verify found to differ is marked: such a peer is not in step.
+        let clean = |p: &Peer| {
+            self.volumes[v]
+                .bitmap(p.node)
+                .is_none_or(|b| b.count_set() == 0)
+        };
         let complete = |p: &&Peer| {
-            p.receives(v) && p.volumes[v].mirrors() && p.volumes[v].disk == DiskState::UpToDate
+            p.receives(v)
+                && p.volumes[v].mirrors()
+                && p.volumes[v].disk == DiskState::UpToDate
+                && clean(p)
         };
         self.peers
             .iter()

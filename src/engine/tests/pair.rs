@@ -284,6 +284,11 @@ impl Pair {
         if let Some(engine) = &mut self.nodes[n].engine {
             engine.handle(now, input, &mut out);
         }
+        // A generation that was committed once says nothing of the next one.
+        if let Some(engine) = &self.nodes[n].engine {
+            let stale = |v: &crate::volume::Volume| v.bump_committed && !v.bump_running;
+            assert!(!engine.volumes.iter().any(stale), "{}", self.dump());
+        }
         for output in out {
             self.carry_out(n, output);
         }
