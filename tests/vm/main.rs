@@ -18,3 +18,4 @@ mod losing_disk;
 mod machine;
 mod pair;
 mod power_cut;
+mod service;
