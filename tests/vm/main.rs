@@ -10,6 +10,7 @@
 mod harness;
 
 mod base64;
+mod device;
 mod disk;
 mod file_system;
 mod image;
@@ -17,5 +18,6 @@ mod kernel_device;
 mod losing_disk;
 mod machine;
 mod pair;
+mod postgres;
 mod power_cut;
 mod service;
