@@ -21,3 +21,4 @@ mod pair;
 mod postgres;
 mod power_cut;
 mod service;
+mod trees;
