@@ -22,3 +22,4 @@ mod postgres;
 mod power_cut;
 mod service;
 mod trees;
+mod user;
