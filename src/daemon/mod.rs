@@ -10,7 +10,7 @@
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`sockets`]: options of both's sockets; [`socket_file`]: the files of unix sockets;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
-//! * [`signals`]: SIGTERM and SIGINT;
+//! * [`signals`]: SIGTERM and SIGINT; [`notify`]: what the service manager is told;
 //! * [`state`]: the state directory: lock, and which resources were up.
 
 mod adjust;
@@ -21,6 +21,7 @@ mod dial;
 mod exports;
 #[cfg(test)]
 mod fake_loop;
+mod notify;
 mod peers;
 mod running;
 mod signals;
@@ -125,10 +126,12 @@ async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
     let supervisor = Arc::new(Supervisor::new(options.clone(), config, state));
     supervisor.listen_for_peers().await;
     let api = tokio::spawn(api::serve(listener, Arc::clone(&supervisor)));
+    let watch = tokio::spawn(notify::watch(Arc::clone(&supervisor), api.abort_handle()));
     let life = async {
         supervisor.bring_back().await;
         let control = options.control.display();
         tracing::info!(node = supervisor.node_name(), %control, "ready");
+        notify::ready();
         std::future::pending::<()>().await;
     };
     let signal = tokio::select! {
@@ -136,6 +139,8 @@ async fn serve(options: DaemonOptions) -> Result<(), DaemonError> {
         () = life => unreachable!("it lives until a signal comes"),
     };
     tracing::info!("{signal}: every resource is taken down");
+    watch.abort();
+    notify::stopping("every resource is taken down");
     let result = tokio::select! {
         () = supervisor.stop_all(supervisor::STOP_ALL_TIME) => Ok(()),
         second = signals.next() => {

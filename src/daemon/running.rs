@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
-use twinblk_engine::event::{DiskState, Event, Severity, What};
+use twinblk_engine::event::{DiskState, Event, Role, Severity, What};
 use twinblk_engine::ids::CommandId;
 
 /// How long the loop may take to tell its state; it does so between two turns.
@@ -27,6 +27,17 @@ pub(crate) enum NoStatus {
     /// The loop has ended.
     Gone,
     /// The loop does not answer.
+    Silent,
+}
+
+/// What is known of the life of a loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It has told its role.
+    Role(Role),
+    /// It has ended.
+    Ended,
+    /// It does not answer.
     Silent,
 }
 
@@ -145,6 +156,19 @@ impl Running {
             }
             Ok(Err(_)) => Err(NoStatus::Gone),
             Err(_) => Err(NoStatus::Silent),
+        }
+    }
+
+    /// Asks the loop whether it lives; it has `limit` for its answer.
+    pub(crate) async fn life(&self, limit: Duration) -> Life {
+        let (sender, receiver) = oneshot::channel();
+        if self.handle.send(ToLoop::Status(sender)).is_err() {
+            return Life::Ended;
+        }
+        match tokio::time::timeout(limit, receiver).await {
+            Ok(Ok(reply)) => Life::Role(reply.status.role),
+            Ok(Err(_)) => Life::Ended,
+            Err(_) => Life::Silent,
         }
     }
 

@@ -117,6 +117,11 @@ impl Disk {
         self.state().now[..usize::try_from(size).expect("fits")].to_vec()
     }
 
+    /// Bytes in the cache that a power cut may take, at this moment.
+    pub(crate) fn at_risk(&self) -> usize {
+        self.state().cached
+    }
+
     /// Flushes that were asked of it, ever.
     pub(crate) fn flushes(&self) -> u64 {
         self.state().flushes

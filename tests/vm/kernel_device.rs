@@ -1,6 +1,8 @@
 //! twinblk under the kernel's own NBD client: /dev/nbd0, with a file system on it.
 
+use crate::machine::Root;
 use crate::pair::Pair;
+use std::time::Instant;
 
 /// Attaches the export of this machine as /dev/nbd0.
 pub(crate) const ATTACH: &str = "modprobe nbd
@@ -9,7 +11,7 @@ pub(crate) const ATTACH: &str = "modprobe nbd
 
 #[test]
 fn an_ext4_on_the_kernel_device_is_mirrored() {
-    let mut pair = Pair::in_sync(32 << 20);
+    let mut pair = Pair::in_sync(Root::Small, 32 << 20);
     let size = pair.data_size();
     let alpha = &mut pair.machines[0];
     alpha.ok(ATTACH);
@@ -45,6 +47,14 @@ fn an_ext4_on_the_kernel_device_is_mirrored() {
 /// For `tests/vm/run shell --shell`: a pair in sync, and a prompt on each of them.
 #[test]
 fn shell() {
-    let mut pair = Pair::in_sync(64 << 20);
+    let root = match std::env::var("TWINBLK_VM_ROOT").as_deref() {
+        Err(_) | Ok("small") => Root::Small,
+        Ok("debian") => Root::Debian,
+        Ok("systemd") => Root::Systemd,
+        Ok(other) => panic!("TWINBLK_VM_ROOT={other}; known: small, debian, systemd"),
+    };
+    let start = Instant::now();
+    let mut pair = Pair::in_sync(root, 64 << 20);
+    println!("in sync after {:.1} s", start.elapsed().as_secs_f64());
     print!("{}", pair.machines[0].ok("uname -r; twinblk status r0"));
 }

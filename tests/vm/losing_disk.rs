@@ -4,7 +4,7 @@
 use crate::disk::{CACHE, Cut, Disk};
 use crate::harness::nbd::Client;
 use crate::harness::seeds::Rng;
-use crate::machine::Machine;
+use crate::machine::{Machine, Root};
 
 const SIZE: usize = 16 << 20;
 
@@ -100,7 +100,7 @@ fn the_cache_is_bounded() {
 #[test]
 fn a_kernels_unflushed_writes_are_lost_and_flushed_ones_are_not() {
     let (directory, disk) = stage();
-    let mut machine = Machine::new("alpha", 1, directory.path(), &[&disk]);
+    let mut machine = Machine::new("alpha", 1, Root::Small, directory.path(), &[&disk]);
     let write = |machine: &mut Machine, letter: char, options: &str| {
         machine.power_on();
         let kernel = machine.ready();

@@ -9,21 +9,34 @@
 //!
 //! A machine whose test program dies notices that its line is gone and powers off.
 
+use crate::base64::{base64, unbase64};
 use crate::disk::Disk;
 use crate::harness::wait_for;
-use std::io::{BufRead, BufReader, Read, Write};
+use crate::image::{debian, image};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+/// What a machine boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// A handful of programs in memory: there in a second.
+    Small,
+    /// A whole Debian with PostgreSQL, LVM and so on, and nothing running in it.
+    Debian,
+    /// The same, with systemd as the first process.
+    Systemd,
+}
 
 /// See the module. It dies when dropped.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) name: &'static str,
     number: u32,
+    root: Root,
     disks: Vec<PathBuf>,
     directory: PathBuf,
     address: String,
@@ -48,6 +61,9 @@ pub(crate) struct Answer {
 /// Many times what a boot takes; a starved machine has been seen to need a minute.
 const BOOT: Duration = Duration::from_secs(150);
 
+/// Longer than any script takes on an emulated processor of a busy host.
+const SCRIPT: Duration = Duration::from_secs(600);
+
 /// What an emulated processor spends seconds on and a test does not need.
 const BOOT_FAST: &str =
     "mitigations=off nokaslr noreplace-smp cryptomgr.notests no_timer_check lsm=lockdown";
@@ -57,7 +73,13 @@ const PORTS: [u16; 1] = [10_809];
 
 impl Machine {
     /// Machine `number`, 1 or 2, with its files in `directory`; switched off.
-    pub(crate) fn new(name: &'static str, number: u32, directory: &Path, disks: &[&Disk]) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        number: u32,
+        root: Root,
+        directory: &Path,
+        disks: &[&Disk],
+    ) -> Self {
         static MACHINES: AtomicU32 = AtomicU32::new(0);
         let unique = MACHINES.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
@@ -67,6 +89,7 @@ impl Machine {
         Self {
             name,
             number,
+            root,
             disks: disks.iter().map(|d| d.socket().to_owned()).collect(),
             directory: directory.to_owned(),
             // An address of its own, so that nothing else on this host uses its ports.
@@ -101,7 +124,12 @@ impl Machine {
         add("-accel", "tcg");
         // Old enough to boot fast, new enough for CRC32C.
         add("-cpu", "Nehalem");
-        add("-m", "384");
+        let (memory, more) = match self.root {
+            Root::Small => ("384", ""),
+            Root::Debian => ("640", " twinblk.debian=agent"),
+            Root::Systemd => ("640", " twinblk.debian=systemd"),
+        };
+        add("-m", memory);
         add("-display", "none");
         add("-kernel", &image.join("vmlinuz").display().to_string());
         add("-initrd", &image.join("initrd").display().to_string());
@@ -109,7 +137,7 @@ impl Machine {
             "-append",
             &format!(
                 "console=ttyS0 panic=-1 net.ifnames=0 twinblk.name={} twinblk.number={} \
-                 {BOOT_FAST}",
+                 {BOOT_FAST}{more}",
                 self.name, self.number
             ),
         );
@@ -158,6 +186,17 @@ impl Machine {
                 "-device",
                 &format!("virtio-blk-pci,drive=disk{at},write-cache=on,physical_block_size=4096"),
             );
+        }
+        if self.root != Root::Small {
+            let file = debian().display();
+            add(
+                "-blockdev",
+                &format!(
+                    "driver=raw,node-name=debian,read-only=on,file.driver=file,\
+                     file.locking=off,file.filename={file}"
+                ),
+            );
+            add("-device", "virtio-blk-pci,drive=debian,serial=debian");
         }
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
         qemu.stdin(Stdio::null());
@@ -234,14 +273,13 @@ impl Machine {
     }
 
     fn line(&mut self) -> String {
-        self.try_line(crate::harness::PATIENCE)
-            .unwrap_or_else(|error| {
-                panic!(
-                    "{} does not answer ({error}): it hangs or has died\n{}",
-                    self.name,
-                    self.processor_time()
-                )
-            })
+        self.try_line(SCRIPT).unwrap_or_else(|error| {
+            panic!(
+                "{} does not answer ({error}): it hangs or has died\n{}",
+                self.name,
+                self.processor_time()
+            )
+        })
     }
 
     /// Cuts the power: the processor stops between two instructions. Its disks lose power separately
@@ -346,73 +384,4 @@ impl Drop for Machine {
         }
         self.cut();
     }
-}
-
-/// The directory with kernel and root; made by `tests/vm/image` once per test program.
-fn image() -> &'static Path {
-    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let series = std::env::var("TWINBLK_VM_KERNEL").unwrap_or_else(|_| "6.1".into());
-        let more = std::env::var("TWINBLK_VM_PROGRAMS").unwrap_or_default();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/image");
-        let mut child = Command::new(script)
-            .args([&series, env!("CARGO_BIN_EXE_twinblk")])
-            .args(more.split_whitespace())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("tests/vm/image runs");
-        let mut text = String::new();
-        let mut output = child.stdout.take().expect("piped");
-        output.read_to_string(&mut text).expect("text");
-        let status = child.wait().expect("a child");
-        assert!(
-            status.success(),
-            "tests/vm/image {series}: {status}; its words are above"
-        );
-        PathBuf::from(text.trim())
-    })
-}
-
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn base64(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let word = (0..3).fold(0, |w, n| w << 8 | u32::from(*chunk.get(n).unwrap_or(&0)));
-        for digit in 0..4 {
-            let value = word >> (18 - 6 * digit) & 63;
-            let filled = digit <= chunk.len();
-            text.push(if filled {
-                DIGITS[value as usize].into()
-            } else {
-                '='
-            });
-        }
-    }
-    text
-}
-
-fn unbase64(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let (mut word, mut bits) = (0u32, 0);
-    for letter in text.bytes().filter(|&b| b != b'=') {
-        let value = DIGITS.iter().position(|&d| d == letter).expect("base64");
-        word = (word << 6 | u32::try_from(value).expect("small")) & 0xff_ffff;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push(u8::try_from(word >> bits & 0xff).expect("a byte"));
-        }
-    }
-    bytes
-}
-
-#[test]
-fn what_goes_over_the_line_comes_out_as_it_was() {
-    for len in 0..70u8 {
-        let bytes: Vec<u8> = (0..len).map(|n| n.wrapping_mul(37) ^ len).collect();
-        assert_eq!(unbase64(&base64(&bytes)), bytes);
-    }
-    assert_eq!(base64(b"twinblk"), "dHdpbmJsaw==");
 }

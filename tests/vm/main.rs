@@ -3,16 +3,23 @@
 //!
 //! * [`machine`]: a guest; [`disk`]: its disk, which really loses unflushed writes; [`pair`]: two guests
 //!   with twinblk on them;
-//! * `image`, `guest/init`: what guests boot from;
+//! * [`image`] with the scripts `image` and `debian`, `guest/`: what guests boot from;
 //! * the other modules: the stories.
 
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod base64;
+mod device;
 mod disk;
 mod file_system;
+mod image;
 mod kernel_device;
 mod losing_disk;
 mod machine;
 mod pair;
+mod postgres;
 mod power_cut;
+mod service;
+mod trees;
+mod user;

@@ -4,7 +4,7 @@ use crate::disk::{Cut, Disk};
 use crate::harness::nbd::Client;
 use crate::harness::seeds::Rng;
 use crate::harness::wait_for;
-use crate::machine::Machine;
+use crate::machine::{Machine, Root};
 use serde_json::Value;
 
 pub(crate) const NAMES: [&str; 2] = ["alpha", "bravo"];
@@ -14,6 +14,7 @@ pub(crate) const NAMES: [&str; 2] = ["alpha", "bravo"];
 pub(crate) struct Pair {
     pub(crate) machines: [Machine; 2],
     pub(crate) disks: [Disk; 2],
+    roots: [Root; 2],
     _directory: tempfile::TempDir,
 }
 
@@ -37,19 +38,21 @@ fn configuration() -> String {
 }
 
 impl Pair {
-    /// Both machines run with empty disks of `size` bytes and nothing on them.
-    pub(crate) fn bare(size: usize) -> Self {
+    /// Both machines run, with empty disks of `size` bytes and nothing on them.
+    pub(crate) fn bare(roots: [Root; 2], size: usize) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("twinblk-vm-")
             .tempdir()
             .expect("a directory");
         let path = directory.path();
         let disks = NAMES.map(|name| Disk::new(&path.join(format!("{name}.disk")), size));
-        let machine = |at: usize| Machine::new(NAMES[at], at as u32 + 1, path, &[&disks[at]]);
+        let machine =
+            |at: usize| Machine::new(NAMES[at], at as u32 + 1, roots[at], path, &[&disks[at]]);
         let machines = [machine(0), machine(1)];
         let mut pair = Self {
             machines,
             disks,
+            roots,
             _directory: directory,
         };
         pair.boot(&[0, 1]);
@@ -57,8 +60,8 @@ impl Pair {
     }
 
     /// Both daemons run, both disks are UpToDate and equal, alpha is Primary.
-    pub(crate) fn in_sync(size: usize) -> Self {
-        let mut pair = Self::bare(size);
+    pub(crate) fn in_sync(root: Root, size: usize) -> Self {
+        let mut pair = Self::bare([root; 2], size);
         for at in [0, 1] {
             pair.machines[at].ok("twinblk create-md r0");
         }
@@ -84,10 +87,14 @@ impl Pair {
     }
 
     /// Starts the daemons and their resource.
-    fn start(&mut self, which: &[usize]) {
+    pub(crate) fn start(&mut self, which: &[usize]) {
         for &at in which {
             let machine = &mut self.machines[at];
-            machine.ok("setsid twinblk daemon >/dev/console 2>&1 &");
+            if self.roots[at] == Root::Systemd {
+                machine.ok("systemctl start twinblk");
+            } else {
+                machine.ok("setsid twinblk daemon >/dev/console 2>&1 &");
+            }
             wait_for(
                 "the daemon to answer",
                 || (machine.run("twinblk status").code == 0).then_some(()),
@@ -101,6 +108,17 @@ impl Pair {
     pub(crate) fn cut(&mut self, at: usize, rng: &mut Rng) -> Cut {
         self.machines[at].cut();
         self.disks[at].cut(rng)
+    }
+
+    /// The same at a moment when the disk has something to lose. A story that cuts when it has seen a flush
+    /// end would never meet one.
+    pub(crate) fn cut_with_loss(&mut self, at: usize, rng: &mut Rng) -> Cut {
+        wait_for(
+            "writes that are not flushed",
+            || (self.disks[at].at_risk() > 0).then_some(()),
+            || "everything is flushed at once".into(),
+        );
+        self.cut(at, rng)
     }
 
     /// Gives the power back: the machines boot, their daemons start, the resource goes up.
