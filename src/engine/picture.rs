@@ -64,6 +64,7 @@ impl Resource {
                         replication: pv.replication,
                         peer_disk: pv.disk,
                         out_of_sync,
+                        behind: self.volumes[v].generations.base_for(peer.node) != 0,
                         resync: pv
                             .resync
                             .as_ref()

@@ -41,6 +41,8 @@ pub struct PeerVolumeStatus {
     pub peer_disk: DiskState,
     /// Bytes marked out of sync towards this peer.
     pub out_of_sync: u64,
+    /// This copy has begun a generation that the peer does not have.
+    pub behind: bool,
     /// Running resync.
     pub resync: Option<ResyncProgress>,
     /// Running verify.

@@ -9,6 +9,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod device;
+mod device_restart;
 mod disk;
 mod file_system;
 mod kernel_device;

@@ -205,6 +205,7 @@ impl Node {
             session,
             volume: VOLUME,
             client,
+            kept: None,
         };
         self.handle.send(message).expect("alive");
         Client::new(mine, structured)
