@@ -27,6 +27,7 @@ impl Resource {
                     size: v.size(),
                     block_size: v.block_size,
                     current_uuid: v.generations.current,
+                    lineage: v.lineage,
                     activity: v.activity_status(),
                 })
                 .collect(),

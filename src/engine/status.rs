@@ -113,6 +113,10 @@ pub struct VolumeStatus {
     pub block_size: u32,
     /// Current generation.
     pub current_uuid: u64,
+    /// The generation of the disk when it was attached, as long as no other node's writes have come
+    /// over it since; then 0. A resync of what a crash left open, from a peer of that same
+    /// generation, changes nothing that was confirmed.
+    pub lineage: u64,
     /// Activity log.
     pub activity: Activity,
 }

@@ -111,13 +111,27 @@ fn the_device_comes_with_the_role_and_goes_with_it() {
 #[test]
 fn it_grows_while_it_is_mounted() {
     let mut pair = Pair::both_secondary(48 << 20, DEVICE);
+    let whole = pair.data_size();
+    let small = whole / 2 & !4095;
+    // Small first: while nobody holds it, it may shrink.
+    pair.machines[0].ok(&format!("twinblk resize --size {small} --force r0"));
+    pair.machines[0].ok("modprobe nbd && twinblk primary r0");
     let alpha = &mut pair.machines[0];
-    alpha.ok("modprobe nbd && twinblk primary r0 && twinblk resize --size 32M --force r0 || true");
-    let size = pair.data_size();
-    let alpha = &mut pair.machines[0];
-    // Small first: while nobody holds the device, it may shrink.
-    alpha.ok("twinblk secondary r0");
-    println!("{size} bytes");
+    let bytes = "blockdev --getsize64 /dev/nbd0";
+    assert_eq!(alpha.ok(bytes).trim(), small.to_string());
+    alpha
+        .ok("mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt && echo here > /mnt/file");
+    alpha.ok("twinblk resize r0");
+    assert_eq!(alpha.ok(bytes).trim(), whole.to_string());
+    // The last block is reached through the device, and through the connection there was.
+    let last = whole / 4096 - 1;
+    alpha.ok(&format!(
+        "yes | head -c 4096 | dd of=/dev/nbd0 bs=4096 seek={last} oflag=direct 2>/dev/null
+        [ $(cat /mnt/file) = here ] && umount /mnt && e2fsck -f -n /dev/nbd0
+        twinblk secondary r0"
+    ));
+    let content = pair.compare(whole);
+    assert_eq!(content[content.len() - 4096..][..4], *b"y\ny\n");
 }
 
 #[test]

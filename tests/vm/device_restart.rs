@@ -229,10 +229,10 @@ fn without_a_daemon_nobody_waits_for_ever() {
 #[test]
 fn an_idle_device_lives_longer_than_its_timeouts() {
     let mut setup = DEVICE;
-    setup.options = "device-timeout = \"1s\"\ndevice-dead-timeout = \"1s\"\n";
+    setup.options = "device-timeout = \"4s\"\ndevice-dead-timeout = \"12s\"\n";
     let mut pair = mounted(setup);
     // Nothing but time matters here.
-    std::thread::sleep(Duration::from_secs(8));
+    std::thread::sleep(Duration::from_secs(20));
     let alpha = &mut pair.machines[0];
     alpha.ok(
         "echo still > /mnt/file && sync && ! dmesg | grep -i 'nbd0.*timed out'
@@ -243,7 +243,7 @@ fn an_idle_device_lives_longer_than_its_timeouts() {
 #[test]
 fn a_slow_answer_costs_a_connection_and_nothing_else() {
     let mut setup = DEVICE;
-    setup.options = "device-timeout = \"1s\"\ndevice-dead-timeout = \"100s\"\n";
+    setup.options = "device-timeout = \"3s\"\ndevice-dead-timeout = \"100s\"\n";
     let mut pair = mounted(setup);
     let size = pair.data_size();
     pair.machines[0].ok(LOAD);

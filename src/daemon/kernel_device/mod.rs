@@ -510,7 +510,9 @@ impl KernelDevice {
         self.tell(&state, None);
     }
 
+    /// Remembered for good: the next daemon does not take it up either.
     fn given_up(&self, index: u32, why: &str) -> State {
+        self.store.remember_waiting(&self.resource, Some(0));
         tracing::error!(
             resource = %self.resource,
             "/dev/nbd{index} is not served any more: {why}; whoever holds it gets I/O errors, after \
@@ -570,6 +572,7 @@ impl KernelDevice {
     async fn end(&self, index: u32, why: &str) -> Step {
         match blocking(move || disconnect(index, None)).await {
             Ok(true) => {
+                self.store.remember_waiting(&self.resource, None);
                 self.unname(index);
                 (State::Detached, Ok(()))
             }

@@ -176,7 +176,6 @@ impl KernelDevice {
             return Err(trouble::in_use(index, &holders));
         }
         let (state, result) = self.end(index, "it was taken down").await;
-        self.store.remember_waiting(&self.resource, None);
         result
             .map(|()| state)
             .map_err(|e| error("device", 10, e.reason(), &e.way_out()))

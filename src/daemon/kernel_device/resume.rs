@@ -2,9 +2,9 @@
 //! node be Primary again without being asked?
 //!
 //! Invariant: whoever goes on with the device finds what he left. So nobody else may have written since:
-//! the generation must be the one that was on the disk when the daemon started. And a peer that was in step
-//! may have been promoted meanwhile: it must be there to say that it was not. Of a peer that was behind
-//! already nothing is expected.
+//! neither before this node met its peers again (then they have another generation), nor after (then it
+//! followed a Primary). And a peer that was in step may have been promoted meanwhile: it must be there to say
+//! that it was not. Of a peer that was behind already nothing is expected.
 
 use twinblk_engine::event::{ConnState, DiskState, Role};
 use twinblk_engine::generations::same;
@@ -27,10 +27,11 @@ pub(super) fn may_resume(status: &Status, volume: VolumeId, base: u64) -> Verdic
     let Some(v) = status.volumes.iter().find(|v| v.volume == volume) else {
         return Verdict::Wait("the disk is not there".to_owned());
     };
-    if v.disk != DiskState::UpToDate {
+    // Before a disk is attached it has no generation yet.
+    if matches!(v.disk, DiskState::Diskless | DiskState::Attaching) {
         return Verdict::Wait(format!("the disk is {:?}: {}", v.disk, v.reason));
     }
-    if !same(v.current_uuid, base) {
+    if base == 0 || !same(v.lineage, base) {
         return Verdict::Never(
             "while the device was not served, another node became Primary and wrote; the data are \
              not those its holders know"
@@ -38,7 +39,17 @@ pub(super) fn may_resume(status: &Status, volume: VolumeId, base: u64) -> Verdic
         );
     }
     if let Some(peer) = status.peers.iter().find(|p| p.role == Role::Primary) {
-        return Verdict::Wait(format!("{} is Primary", peer.name));
+        return match peer.connection {
+            // This node follows it, and may be told of a write at any moment.
+            ConnState::Connected => {
+                let text = "became Primary while the device was not served";
+                Verdict::Never(format!("{} {text}", peer.name))
+            }
+            _ => Verdict::Wait(format!("{} is Primary", peer.name)),
+        };
+    }
+    if v.disk != DiskState::UpToDate {
+        return Verdict::Wait(format!("the disk is {:?}: {}", v.disk, v.reason));
     }
     let silent = status.peers.iter().find(|p| {
         let behind = |p: &&twinblk_engine::status::PeerStatus| {
@@ -81,7 +92,8 @@ mod tests {
                 size: 1 << 20,
                 block_size: 512,
                 // The bit that tells of the role is no other generation.
-                current_uuid: BASE ^ 1,
+                current_uuid: 5,
+                lineage: BASE ^ 1,
                 activity: Activity::default(),
             }],
             peers: vec![PeerStatus {
@@ -127,27 +139,38 @@ mod tests {
     #[test]
     fn what_may_become_right_is_waited_for() {
         let waits = |verdict| matches!(verdict, Verdict::Wait(_));
-        assert!(waits(asked(|s| s.peers[0].role = Role::Primary)));
+        assert!(waits(asked(|s| {
+            s.peers[0].role = Role::Primary;
+            s.peers[0].connection = ConnState::StandAlone;
+        })));
         assert!(waits(asked(
             |s| s.peers[0].connection = ConnState::Connecting
         )));
-        // The target of a resync: even of data that have changed, this is not the time to say so.
+        // The target of a resync.
+        assert!(waits(
+            asked(|s| s.volumes[0].disk = DiskState::Inconsistent)
+        ));
         assert!(waits(asked(|s| {
-            s.volumes[0].disk = DiskState::Inconsistent;
-            s.volumes[0].current_uuid = 77;
+            s.volumes[0].disk = DiskState::Attaching;
+            s.volumes[0].lineage = 0;
         })));
         assert!(waits(asked(|s| s.volumes.clear())));
     }
 
     #[test]
     fn data_that_changed_are_never_put_under_a_mounted_file_system() {
-        let changed = |s: &mut Status| s.volumes[0].current_uuid = 0xdead_beee;
-        assert!(matches!(asked(changed), Verdict::Never(_)));
+        let never = |verdict| matches!(verdict, Verdict::Never(_));
+        let changed = |s: &mut Status| s.volumes[0].lineage = 0xdead_beee;
+        assert!(never(asked(changed)));
+        assert!(never(asked(|s| s.volumes[0].lineage = 0)));
+        assert!(never(asked(|s| s.peers[0].role = Role::Primary)));
+        // What was given up once is not taken up by the next daemon.
+        assert!(never(may_resume(&picture(), VolumeId(0), 0)));
         let alone = |s: &mut Status| {
             changed(s);
             s.peers[0].connection = ConnState::Connecting;
             s.peers[0].volumes[0].behind = true;
         };
-        assert!(matches!(asked(alone), Verdict::Never(_)));
+        assert!(never(asked(alone)));
     }
 }
