@@ -112,7 +112,7 @@ fn the_device_comes_with_the_role_and_goes_with_it() {
 fn it_grows_while_it_is_mounted() {
     let mut pair = Pair::both_secondary(48 << 20, DEVICE);
     let whole = pair.data_size();
-    let small = whole / 2 & !4095;
+    let small = (whole / 2) & !4095;
     // Small first: while nobody holds it, it may shrink.
     pair.machines[0].ok(&format!("twinblk resize --size {small} --force r0"));
     pair.machines[0].ok("modprobe nbd && twinblk primary r0");

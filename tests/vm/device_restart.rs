@@ -247,17 +247,19 @@ fn a_slow_answer_costs_a_connection_and_nothing_else() {
     let mut pair = mounted(setup);
     let size = pair.data_size();
     pair.machines[0].ok(LOAD);
-    for round in 0..3 {
+    let lost = |pair: &mut Pair| {
+        let text = pair.machines[0].ok("dmesg | grep -c 'nbd0.*timed out' || true");
+        text.trim().parse::<u64>().expect("a number")
+    };
+    for _ in 0..3 {
         let done = progress(&mut pair.machines[0]).0;
         wait_progress(&mut pair.machines[0], done + 3);
         // The peer does not answer for longer than the kernel waits.
+        let before = lost(&mut pair);
         pair.machines[1].ok("kill -STOP $(cat /run/twinblk.pid)");
         wait_for(
             "the kernel to lose its patience",
-            || {
-                let text = pair.machines[0].ok("dmesg | grep -c 'nbd0.*timed out' || true");
-                (text.trim().parse::<u64>().expect("a number") > round).then_some(())
-            },
+            || (lost(&mut pair) > before).then_some(()),
             || "it waits".into(),
         );
         pair.machines[1].ok("kill -CONT $(cat /run/twinblk.pid)");

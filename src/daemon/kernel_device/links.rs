@@ -34,6 +34,14 @@ pub(super) fn make(directory: &Path, resource: &str, volume: u16, index: u32) ->
     Ok(())
 }
 
+/// The number of the device they lead to.
+pub(super) fn target(directory: &Path, resource: &str, volume: u16) -> Option<u32> {
+    let (path, up) = names(directory, resource, volume).into_iter().next()?;
+    let target = std::fs::read_link(path).ok()?;
+    let number = target.to_str()?.strip_prefix(up)?.strip_prefix("nbd")?;
+    number.parse().ok()
+}
+
 /// Takes them away, as far as they lead to this device.
 pub(super) fn remove(directory: &Path, resource: &str, volume: u16, index: u32) {
     for (path, up) in names(directory, resource, volume) {
@@ -60,6 +68,8 @@ mod tests {
         let directory = dir.path().join("twinblk");
         std::fs::write(dir.path().join("nbd7"), "seven").expect("a file");
         make(&directory, "r0", 0, 3).expect("made");
+        assert_eq!(target(&directory, "r0", 0), Some(3));
+        assert_eq!(target(&directory, "r0", 1), None);
         make(&directory, "r0", 0, 7).expect("made anew");
         make(&directory, "r0", 1, 8).expect("made");
         make(&directory, BY_RESOURCE, 0, 9).expect("made");

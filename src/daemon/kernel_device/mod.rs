@@ -43,6 +43,8 @@ use userspace_nbd::export::{Export, TransmissionFlags};
 use userspace_nbd::kernel::{Connect, Reconfigure, Timeouts};
 use userspace_nbd::negotiation::Lookup;
 
+/// How backend identifiers of ours begin.
+const BACKEND: &str = "twinblk ";
 /// Time between two looks while a device waits, or something stands in its way.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the kernel may take to notice that a connection has ended.
@@ -105,12 +107,15 @@ impl KernelDevice {
     ) -> Option<Arc<Self>> {
         let volume = config.me.volumes.iter().find(|v| v.device.is_some())?;
         let wanted = volume.device?;
+        // The same from wherever the daemon is started.
+        let directory = std::fs::canonicalize(store.path());
+        let directory = directory.unwrap_or_else(|_| store.path().to_owned());
         let backend = format!(
-            "twinblk {} {} {} {}",
+            "{BACKEND}{} {} {} {}",
             config.me.name,
             config.name,
             volume.number,
-            store.path().display()
+            directory.display()
         );
         let found = sysfs::find(Path::new(sysfs::BLOCK), &backend);
         let state = match found {
@@ -128,6 +133,7 @@ impl KernelDevice {
             }
             None => {
                 store.remember_waiting(&config.name, None);
+                remove_stale_names(&config.name, volume.number);
                 State::Detached
             }
         };
@@ -644,6 +650,18 @@ impl KernelDevice {
         self.reconcile(running)
             .await
             .map_err(|trouble| trouble.after_promotion(&node))
+    }
+}
+
+/// Names of a device that somebody else detached while no daemon ran: its number may be another's by now.
+/// Those that lead to a device of another daemon of this machine are that one's.
+fn remove_stale_names(resource: &str, volume: u16) {
+    let directory = Path::new(links::DIRECTORY);
+    if let Some(index) = links::target(directory, resource, volume) {
+        let backend = sysfs::backend(Path::new(sysfs::BLOCK), index);
+        if !backend.is_some_and(|b| b.starts_with(BACKEND)) {
+            links::remove(directory, resource, volume, index);
+        }
     }
 }
 
