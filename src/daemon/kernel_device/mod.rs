@@ -26,6 +26,7 @@ use super::state::StateDir;
 use crate::api::{DeviceStatus, ErrorBody};
 use crate::config::{self, Device};
 use crate::driver::mailbox::StatusReply;
+use holders::Claim;
 use link::{CLIENT, Link};
 use netlink::{Nbd, NetlinkError};
 use resume::Verdict;
@@ -472,6 +473,14 @@ impl KernelDevice {
             Ok(attached) => {
                 tracing::info!(resource = %self.resource, "/dev/nbd{index} is served again");
                 self.store.remember_waiting(&self.resource, None);
+                // If its time was over, the kernel will not wait another time: without anybody who
+                // needs this very device, a fresh one is better.
+                let claim = blocking(move || holders::claim(index));
+                if let Ok(Ok(Claim::Free(claim))) = tokio::time::timeout(LINK_PATIENCE, claim).await
+                    && let Ok(true) = blocking(move || disconnect(index, Some(claim))).await
+                {
+                    return self.attach(running, reply).await;
+                }
                 self.name(index);
                 (State::Attached(attached), Ok(()))
             }
