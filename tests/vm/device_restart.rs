@@ -163,7 +163,7 @@ fn alone_it_goes_on_and_with_a_peer_that_was_promoted_it_does_not() {
         umount /mnt && twinblk secondary r0",
     );
     let before = Instant::now();
-    pair.machines[0].ok("(dd if=/dev/zero of=/mnt/lost bs=4096 count=1 conv=fsync; echo $? > /run/code) >/dev/null 2>&1 &");
+    pair.machines[0].ok("(dd if=/dev/zero of=/mnt/lost bs=4096 count=1 conv=fsync && echo 0 > /run/code || echo 1 > /run/code) >/dev/null 2>&1 &");
     pair.start_daemon(0);
     wait_for(
         "the device to be given up",
