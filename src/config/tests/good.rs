@@ -227,6 +227,7 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
             Key::BlockSize => "4096".to_owned(),
             Key::Timeout => "\"7s\"".to_owned(),
             Key::PingInt | Key::PingTimeout | Key::ConnectInt => "\"11s\"".to_owned(),
+            Key::DeviceTimeout | Key::DeviceDeadTimeout => "\"11s\"".to_owned(),
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
             Key::AlExtents => "67".to_owned(),
             Key::BufferSize => "\"33M\"".to_owned(),

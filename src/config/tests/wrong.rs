@@ -117,7 +117,6 @@ fn a_device_is_one_of_the_nbd_drivers() {
         "/dev/nbd0p1",
         "/dev/nbd32768",
         "Auto",
-        "",
     ] {
         let text = refusal(&sample_with(
             "id = 0",
