@@ -45,7 +45,7 @@ pub(crate) struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ErrorBody {
     /// Stable word: state, no-disk, no-up-to-date-data, in-use, peer-refused, unknown, timeout,
-    /// config, metadata, not-up, other.
+    /// config, metadata, device, not-up, other.
     pub(crate) kind: String,
     /// What happened and why.
     pub(crate) reason: String,
@@ -111,6 +111,20 @@ pub(crate) struct VolumeStatus {
     pub(crate) activity_log: Option<ActivityLog>,
     /// Bytes marked out of sync at the start, because the node had gone down as Primary.
     pub(crate) marked_after_crash: u64,
+    /// The kernel device; `null` when none is configured.
+    pub(crate) device: Option<DeviceStatus>,
+}
+
+/// The kernel device of a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeviceStatus {
+    /// "/dev/nbd0"; "auto" as long as none was chosen.
+    pub(crate) path: String,
+    /// attached, detached, waiting (in the kernel, not served yet), given-up (in the kernel, not served
+    /// any more).
+    pub(crate) state: String,
+    /// Why, if something stands in its way.
+    pub(crate) reason: String,
 }
 
 /// What the activity log of a volume holds, and what it has done since the last start.

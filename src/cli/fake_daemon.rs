@@ -31,6 +31,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             disk_engine: "io_uring, O_DIRECT".into(),
             activity_log: None,
             marked_after_crash: 0,
+            device: None,
         }],
         peers: vec![PeerStatus {
             name: "bravo".into(),

@@ -43,7 +43,18 @@ fn write_volume(out: &mut String, r: &ResourceStatus, v: &VolumeStatus) -> std::
     if !r.open_clients.is_empty() {
         write!(out, " open:{}", r.open_clients.len())?;
     }
+    if let Some(device) = &v.device
+        && device.state == "attached"
+    {
+        write!(out, " device:{}", device.path)?;
+    }
     writeln!(out)?;
+    if let Some(device) = &v.device
+        && !device.reason.is_empty()
+    {
+        let text = format!("{} is {}: {}", device.path, device.state, device.reason);
+        reason(out, "    ", &text)?;
+    }
     if v.disk != "UpToDate" {
         reason(out, "    ", &v.reason)?;
     } else if differs(r, v.volume) {

@@ -5,7 +5,7 @@ use super::error::{At, Problem, Spot};
 use super::file::FileResource;
 use super::node::FileNode;
 use super::options::Key;
-use super::types::MetaDisk;
+use super::types::{Device, MetaDisk};
 use super::values::show_time;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -21,6 +21,7 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
     let mut addresses = Seen::default();
     let mut disks = Seen::default();
     let mut exports = Seen::default();
+    let mut devices = Seen::default();
     for file in files {
         if let Some(name) = &file.name {
             let what = format!("resource `{}`", name.value);
@@ -51,6 +52,13 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
                     &disk.spot,
                     problems,
                 );
+            }
+            for device in node.volumes.iter().filter_map(|v| v.device.as_ref()) {
+                if device.value != Device::Auto {
+                    let what = format!("device `{}` on node `{owner}`", device.value);
+                    let key = (owner.clone(), device.value);
+                    devices.once(key, &what, &what, &device.spot, problems);
+                }
             }
             for export in &node.exports {
                 let what = format!("export `{}` on node `{owner}`", export.value);

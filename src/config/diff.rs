@@ -149,9 +149,14 @@ impl Changes {
         for number in old.volumes.iter().chain(&new.volumes).map(|v| v.number) {
             let find = |node: &Node| {
                 let volume = node.volumes.iter().find(|v| v.number == number)?;
-                Some((volume.disk.display().to_string(), volume.meta.to_string()))
+                let device = volume.device.map_or("none".into(), |d| d.to_string());
+                Some((
+                    volume.disk.display().to_string(),
+                    volume.meta.to_string(),
+                    device,
+                ))
             };
-            let none = || ("none".to_owned(), "none".to_owned());
+            let none = || ("none".to_owned(), "none".to_owned(), "none".to_owned());
             let (a, b) = (
                 find(old).unwrap_or_else(none),
                 find(new).unwrap_or_else(none),
@@ -159,6 +164,7 @@ impl Changes {
             let before = self.0.len();
             self.note(path_of(old, "disk"), a.0, b.0, How::NeedsDownUp);
             self.note(path_of(old, "meta-disk"), a.1, b.1, How::NeedsDownUp);
+            self.note(path_of(old, "device"), a.2, b.2, How::NeedsDownUp);
             if number != 0 {
                 for change in &mut self.0[before..] {
                     change.path = format!("{} (volume {number})", change.path);

@@ -72,6 +72,9 @@ fn write_node(out: &mut String, node: &Node) -> std::fmt::Result {
             MetaDisk::External(path) => path.display().to_string(),
         };
         writeln!(out, "meta-disk = {}", quoted(&meta))?;
+        if let Some(device) = &volume.device {
+            writeln!(out, "device = {}", quoted(&device.to_string()))?;
+        }
     }
     Ok(())
 }

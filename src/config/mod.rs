@@ -23,7 +23,7 @@ mod types;
 pub(crate) mod values;
 
 pub(crate) use error::ConfigErrors;
-pub(crate) use types::{Config, Export, MetaDisk, Node, Resource, Volume};
+pub(crate) use types::{Config, Device, Export, MetaDisk, Node, Resource, Volume};
 
 use error::Problem;
 use file::FileResource;
@@ -181,6 +181,7 @@ fn build_node(node: FileNode) -> Option<Node> {
             number: v.number.value,
             disk: v.disk.value,
             meta: v.meta.value,
+            device: v.device.map(|d| d.value),
         })
         .collect();
     volumes.sort_by_key(|v| v.number);

@@ -4,7 +4,7 @@ use super::error::{At, Problem, Spot};
 use super::file::key_span;
 use super::parse;
 use super::reader::{Reader, Table};
-use super::types::{Address, Export, MetaDisk};
+use super::types::{Address, Device, Export, MetaDisk};
 use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeString, DeValue};
@@ -25,6 +25,7 @@ pub(super) struct FileVolume {
     pub(super) number: At<u16>,
     pub(super) disk: At<PathBuf>,
     pub(super) meta: At<MetaDisk>,
+    pub(super) device: Option<At<Device>>,
 }
 
 const NODE_KEYS: [&str; 7] = [
@@ -53,14 +54,6 @@ pub(super) fn read_node(
     let title = format!("[node.{}]", name.value);
     let table = reader.table(&title, (key, value))?;
     reader.unknown_keys(table, &NODE_KEYS);
-    if let Some((key, _)) = table.entries.get_key_value("device") {
-        reader.bad(
-            key.span(),
-            "`device` is not supported by this version",
-            "remove the line and attach the export by hand while the node is Primary:\n\
-             nbd-client -unix /run/twinblk/r0.sock /dev/nbd0 -N r0",
-        );
-    }
     let id = read_id(reader, table);
     let address = reader.parsed(table, "address", parse::address);
     for required in ["id", "address"] {
@@ -135,7 +128,7 @@ fn read_volumes(reader: &mut Reader<'_>, table: Table<'_>, spot: &Spot) -> Vec<F
         };
         return read_volume(reader, table, number).into_iter().collect();
     };
-    for key in ["disk", "meta-disk"] {
+    for key in ["disk", "meta-disk", "device"] {
         if table.entries.contains_key(key) {
             let message = format!("`{key}` beside {}", table.name.replace(']', ".volume]"));
             reader.bad(
@@ -155,7 +148,7 @@ fn read_volumes(reader: &mut Reader<'_>, table: Table<'_>, spot: &Spot) -> Vec<F
         let Some(volume) = reader.table(&title, (key, value)) else {
             continue;
         };
-        reader.unknown_keys(volume, &["disk", "meta-disk"]);
+        reader.unknown_keys(volume, &["disk", "meta-disk", "device"]);
         match key.get_ref().parse::<u16>() {
             Ok(number) => {
                 let number = reader.at(number, key.span());
@@ -182,5 +175,6 @@ fn read_volume(reader: &mut Reader<'_>, table: Table<'_>, number: At<u16>) -> Op
         number,
         disk: disk?,
         meta,
+        device: reader.parsed(table, "device", parse::device),
     })
 }

@@ -50,6 +50,8 @@ pub(crate) enum Key {
     AlExtents,
     BufferSize,
     PollUs,
+    DeviceTimeout,
+    DeviceDeadTimeout,
 }
 
 /// What an option's value may be.
@@ -123,7 +125,7 @@ const AFTER_SB: [&str; 1] = ["disconnect"];
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 18] = [
+pub(crate) static OPTIONS: [OptionRow; 20] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -342,6 +344,27 @@ pub(crate) static OPTIONS: [OptionRow; 18] = [
         Value::Number(0),
         How::NeedsDownUp,
         "How long to look for new work before sleeping. Trades CPU for latency; 0 never polls.",
+    ),
+    row(
+        Key::DeviceTimeout,
+        Section::Options,
+        "device-timeout",
+        time(1000, 600),
+        Value::Time(seconds(20)),
+        How::Live,
+        "How long the kernel device waits for the answer to a request until it sends it again. After \
+         the daemon was killed and is back, what was under way goes on after so long at most. Not \
+         below the time in which a lost peer is noticed (`ping-int` plus `ping-timeout`).",
+    ),
+    row(
+        Key::DeviceDeadTimeout,
+        Section::Options,
+        "device-dead-timeout",
+        time(1000, 86_400),
+        Value::Time(seconds(180)),
+        How::Live,
+        "How long I/O on the kernel device waits while the daemon is not there, or must not serve it; \
+         then it fails.",
     ),
 ];
 

@@ -1,6 +1,6 @@
 //! The small languages inside strings: names, addresses, exports, paths.
 
-use super::types::{Address, DEFAULT_PORT, Export, MetaDisk};
+use super::types::{Address, DEFAULT_PORT, Device, Export, MetaDisk};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,9 @@ fn wrong<T>(message: impl Into<String>, help: impl Into<String>) -> Result<T, Wr
 
 /// Longest path of a unix socket the kernel takes.
 const SUN_PATH_MAX: usize = 107;
+
+/// Highest number of an nbd device: with its partitions it has to fit into 20 bits.
+const MAX_NBD: u32 = 32_767;
 
 /// Port NBD servers have by custom.
 const NBD_PORT: u16 = 10809;
@@ -113,6 +116,23 @@ pub(super) fn export(text: &str) -> Result<Export, Wrong> {
         format!("`{text}` does not say what kind of export it is"),
         format!("write \"{guess}:{text}\"; exports are \"unix:/PATH\" and \"tcp:IP:PORT\""),
     )
+}
+
+/// `/dev/nbdN` or `auto`.
+pub(super) fn device(text: &str) -> Result<Device, Wrong> {
+    if text == "auto" {
+        return Ok(Device::Auto);
+    }
+    let number = text.strip_prefix("/dev/nbd").unwrap_or_default();
+    match number.parse::<u32>() {
+        // Written as the kernel writes it: no sign, no zero in front.
+        Ok(n) if n <= MAX_NBD && n.to_string() == number => Ok(Device::Number(n)),
+        _ => wrong(
+            format!("`{text}` is not a device of the kernel's nbd driver"),
+            "write \"/dev/nbd0\" (up to /dev/nbd32767), or \"auto\" for a free one; \
+             /dev/twinblk/RESOURCE leads to it in any case",
+        ),
+    }
 }
 
 /// `internal` or a path.

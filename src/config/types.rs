@@ -72,6 +72,26 @@ pub(crate) struct Volume {
     pub(crate) disk: PathBuf,
     /// Where the metadata are.
     pub(crate) meta: MetaDisk,
+    /// The kernel device it shall be while the node is Primary.
+    pub(crate) device: Option<Device>,
+}
+
+/// A device of the kernel's nbd driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Device {
+    /// /dev/nbdN.
+    Number(u32),
+    /// A free one.
+    Auto,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "/dev/nbd{number}"),
+            Self::Auto => write!(f, "auto"),
+        }
+    }
 }
 
 /// Where a volume's metadata are.
@@ -175,6 +195,14 @@ impl Resource {
     /// How long the loop looks for new work before it sleeps.
     pub(crate) fn poll(&self) -> Duration {
         Duration::from_micros(self.settings.number(Key::PollUs))
+    }
+
+    /// How long the kernel device waits.
+    pub(crate) fn device_timeouts(&self) -> userspace_nbd::kernel::Timeouts {
+        userspace_nbd::kernel::Timeouts {
+            request: self.settings.time(Key::DeviceTimeout),
+            dead: self.settings.time(Key::DeviceDeadTimeout),
+        }
     }
 
     /// A node of the resource by name.

@@ -48,6 +48,9 @@ impl Supervisor {
         running.order(options, ORDER_TIME).await.map_err(told)?;
         // The new connection is made with these. That it is still to be made is remembered apart.
         *lock(&running.config) = new.clone();
+        if let Some(device) = &running.device {
+            device.wake();
+        }
         let owed: Vec<Change> = changes
             .into_iter()
             .filter(|c| c.how == How::NeedsReconnect)

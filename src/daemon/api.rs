@@ -1,7 +1,8 @@
 //! The control socket: HTTP and JSON, see [`crate::api`]. Access is by the permissions of the socket
 //! file: its owner and root.
 
-use super::running::lock;
+use super::kernel_device::KernelDevice;
+use super::running::{Running, lock};
 use super::socket_file::{SocketFile, remove_stale};
 use super::supervisor::{Supervisor, error};
 use super::{DaemonError, convert};
@@ -169,11 +170,43 @@ async fn carry_out(
         }
     };
     let running = supervisor.must_run(name)?;
+    let text = match &running.device {
+        Some(device) => order_with_device(device, &running, command).await?,
+        None => order_engine(&running, command).await?,
+    };
+    Ok(convert::names(&lock(&running.config), &text))
+}
+
+async fn order_engine(running: &Running, command: Command) -> Result<String, ErrorBody> {
     let result = running.order(command, ORDER_TIME).await;
     let config = lock(&running.config).clone();
-    match result {
-        Ok(text) => Ok(convert::names(&config, &text)),
-        Err(refusal) => Err(convert::error(&config, &refusal)),
+    result.map_err(|refusal| convert::error(&config, &refusal))
+}
+
+/// Some orders concern the kernel device as well.
+async fn order_with_device(
+    device: &KernelDevice,
+    running: &Arc<Running>,
+    command: Command,
+) -> Result<String, ErrorBody> {
+    match command {
+        Command::Primary { .. } => {
+            device.before_promotion(running).await;
+            let text = order_engine(running, command).await?;
+            device.after_promotion(running).await?;
+            Ok(text)
+        }
+        Command::Secondary => {
+            let _released = device.release(running).await?;
+            order_engine(running, command).await
+        }
+        Command::Resize { .. } => {
+            let text = order_engine(running, command).await?;
+            // The kernel knows it when the order is answered; what stands in the way is in `status`.
+            device.after_resize(running).await;
+            Ok(text)
+        }
+        _ => order_engine(running, command).await,
     }
 }
 

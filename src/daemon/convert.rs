@@ -63,6 +63,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 disk_engine: engine(v.volume),
                 activity_log: activity_log(&v.activity),
                 marked_after_crash: v.activity.marked_after_crash,
+                device: None,
             })
             .collect(),
         peers: status
@@ -332,7 +333,7 @@ pub(crate) async fn status(running: &Running) -> ResourceStatus {
     let result = running.status().await;
     let config = lock(&running.config).clone();
     let words = "the resource's loop does not answer, it may wait for its disk";
-    match result {
+    let mut status = match result {
         Ok(reply) => up(&config, reply),
         Err(NoStatus::Gone) => down(&config),
         Err(NoStatus::Silent) => match running.last_picture() {
@@ -349,7 +350,15 @@ pub(crate) async fn status(running: &Running) -> ResourceStatus {
                 ..down(&config)
             },
         },
+    };
+    if let Some(device) = &running.device {
+        for volume in &mut status.volumes {
+            if volume.volume == device.volume() {
+                volume.device = Some(device.status());
+            }
+        }
     }
+    status
 }
 
 #[cfg(test)]

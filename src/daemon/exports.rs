@@ -148,6 +148,7 @@ fn enter(running: &Running, socket: OwnedFd, session: Session, client: String) {
         session,
         volume,
         client,
+        kept: None,
     });
 }
 
@@ -287,7 +288,8 @@ impl Offer {
     }
 }
 
-fn look(name: &str, reply: &StatusReply) -> Lookup {
+/// The export at this moment, or why there is none.
+pub(super) fn look(name: &str, reply: &StatusReply) -> Lookup {
     let status = &reply.status;
     let here = &status.node_name;
     if status.role != Role::Primary {

@@ -7,6 +7,7 @@
 //! * [`peers`]: listening for peers, pairing sockets; [`dial`]: dialling them;
 //! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
+//! * [`kernel_device`]: /dev/nbdN, while the node is Primary;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`sockets`]: options of both's sockets; [`socket_file`]: the files of unix sockets;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
@@ -21,6 +22,7 @@ mod dial;
 mod exports;
 #[cfg(test)]
 mod fake_loop;
+mod kernel_device;
 mod notify;
 mod peers;
 mod running;

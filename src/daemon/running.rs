@@ -2,12 +2,13 @@
 
 use super::convert;
 use super::dial::DialState;
+use super::kernel_device::KernelDevice;
 use crate::api::EventLine;
 use crate::config;
 use crate::driver::mailbox::{FromLoop, LoopHandle, StatusReply, ToLoop};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -46,6 +47,8 @@ pub(crate) enum Life {
 pub(crate) struct Running {
     pub(crate) config: Mutex<config::Resource>,
     pub(crate) handle: LoopHandle,
+    /// The kernel device, if one is configured.
+    pub(crate) device: Option<Arc<KernelDevice>>,
     /// By node id of the peer.
     pub(crate) peers: BTreeMap<u8, watch::Sender<DialState>>,
     /// Listeners and diallers; they end with the resource.
@@ -73,6 +76,7 @@ impl Running {
         Self {
             config: Mutex::new(config),
             handle,
+            device: None,
             peers,
             tasks: Mutex::new(Vec::new()),
             ended: watch::Sender::new(None),
@@ -199,6 +203,9 @@ impl Running {
                     self.attached.send_modify(|all| {
                         all.insert(volume.0);
                     });
+                }
+                if let Some(device) = &self.device {
+                    device.wake();
                 }
                 let line = convert::event_line(&lock(&self.config), &event);
                 self.log(&line, event.severity);

@@ -3,10 +3,13 @@
 
 use super::DaemonError;
 use rustix::fs::{FlockOperation, flock};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Devices in the kernel that wait for a daemon, by resource: the generation their holders know.
+const WAITING: &str = "waiting-devices.json";
 
 /// The directory, locked while this lives.
 #[derive(Debug)]
@@ -47,17 +50,51 @@ impl StateDir {
         })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The generation that the holders of a resource's waiting device know, if it was remembered.
+    pub(crate) fn waiting_since(&self, resource: &str) -> Option<u64> {
+        self.waiting().get(resource).copied()
+    }
+
+    fn waiting(&self) -> BTreeMap<String, u64> {
+        let text = std::fs::read(self.path.join(WAITING)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Remembers it, or forgets it.
+    pub(crate) fn remember_waiting(&self, resource: &str, base: Option<u64>) {
+        let old = self.waiting();
+        let mut all = old.clone();
+        match base {
+            Some(base) => all.insert(resource.to_owned(), base),
+            None => all.remove(resource),
+        };
+        if all == old {
+            return;
+        }
+        if let Err(e) = self.write(WAITING, &all) {
+            let path = self.path.display();
+            tracing::error!("{path}/{WAITING} cannot be written ({e})");
+        }
+    }
+
+    /// Writes a file, atomically and for good.
+    fn write(&self, name: &str, content: &impl serde::Serialize) -> std::io::Result<()> {
+        let new = self.path.join(format!("{name}.new"));
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec(content)?)?;
+        file.sync_all()?;
+        std::fs::rename(&new, self.path.join(name))?;
+        File::open(&self.path)?.sync_all()
+    }
+
     /// Remembers the resources that are up, atomically.
     pub(crate) fn remember(&self, up: &BTreeSet<String>) {
-        let new = self.path.join("up.json.new");
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec(up)?)?;
-            file.sync_all()?;
-            std::fs::rename(&new, self.path.join("up.json"))?;
-            File::open(&self.path)?.sync_all()
-        };
-        if let Err(e) = write() {
+        if let Err(e) = self.write("up.json", up) {
             let path = self.path.display();
             tracing::error!(
                 "{path}/up.json cannot be written ({e}): after a restart of the \
@@ -84,5 +121,20 @@ mod tests {
             StateDir::open(dir.path()).expect("free again").were_up(),
             up
         );
+    }
+
+    #[test]
+    fn what_a_device_waits_for_is_remembered_until_it_is_served() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let state = StateDir::open(dir.path()).expect("free");
+        assert_eq!(state.waiting_since("r0"), None);
+        state.remember_waiting("r0", Some(u64::MAX - 1));
+        state.remember_waiting("r1", Some(2));
+        drop(state);
+        let state = StateDir::open(dir.path()).expect("free again");
+        assert_eq!(state.waiting_since("r0"), Some(u64::MAX - 1));
+        state.remember_waiting("r0", None);
+        assert_eq!(state.waiting_since("r0"), None);
+        assert_eq!(state.waiting_since("r1"), Some(2));
     }
 }

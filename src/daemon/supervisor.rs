@@ -1,6 +1,7 @@
 //! The owner of the list of resources: up, down, adjust, and what happens when a loop ends. A resource
 //! that fails does not touch the others.
 
+use super::kernel_device::KernelDevice;
 use super::running::{Answer, Running, lock};
 use super::state::StateDir;
 use super::{DaemonOptions, convert, dial, exports, peers, volumes};
@@ -32,7 +33,7 @@ const LAST_ORDER_TIME: Duration = Duration::from_secs(5);
 pub(crate) struct Supervisor {
     options: DaemonOptions,
     config: Mutex<Config>,
-    pub(super) state: StateDir,
+    pub(super) state: Arc<StateDir>,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
     /// The resources that shall be up, also after a restart: what `up` brought up and no `down`
     /// took down, whether or not they could be brought back.
@@ -69,7 +70,7 @@ impl Supervisor {
         Self {
             options,
             config: Mutex::new(config),
-            state,
+            state: Arc::new(state),
             running: Mutex::new(BTreeMap::new()),
             wanted: Mutex::new(BTreeSet::new()),
             failed: Mutex::new(BTreeMap::new()),
@@ -230,6 +231,10 @@ impl Supervisor {
             .map_err(|e| error("config", 10, e.what, e.fix))?;
         let volumes = volumes::open(&config).await?;
         let exports = exports::bind(&config).await?;
+        let device = KernelDevice::of(&config, &self.state, |number| {
+            let volume = volumes.iter().find(|v| v.volume.0 == number);
+            volume.map_or(0, |v| v.recovered.superblock.current)
+        });
         // From here on nothing waits: what is started is also on the list.
         if self.ending.load(Ordering::Relaxed) {
             let reason = format!("the daemon is stopping; {name} is not brought up any more");
@@ -247,11 +252,17 @@ impl Supervisor {
         };
         let (handle, _thread) =
             driver::start(start).map_err(|e| error("other", 10, e.to_string(), ""))?;
-        let running = Arc::new(Running::new(config.clone(), handle));
+        let mut running = Running::new(config.clone(), handle);
+        running.device = device;
+        let running = Arc::new(running);
         self.adopt(name, &running, from_loop);
         let mut tasks = dial::dial(&running);
         tasks.extend(exports::serve(&running, exports));
         lock(&running.tasks).append(&mut tasks);
+        if let Some(device) = &running.device {
+            // Not one of the tasks that are cut off at the end: it does things by halves then.
+            tokio::spawn(Arc::clone(device).watch(Arc::clone(&running)));
+        }
         self.remember(name, true);
         Ok(format!("{name} is up"))
     }
@@ -282,11 +293,17 @@ impl Supervisor {
             self.remember(name, false);
             return Ok(format!("{name} is not up"));
         };
+        let released = match &running.device {
+            Some(device) => Some(device.release_for_down(&running, force).await?),
+            None => None,
+        };
         // The wish counts from now on: however long the stop takes, the resource does not come back
         // by itself. Only the engine's refusal takes it back.
         let was_wanted = self.remember(name, false);
         let mut answer = running.give(Command::Stop { force });
-        match self.wait_stopped(&running, &mut answer).await {
+        let stopped = self.wait_stopped(&running, &mut answer).await;
+        drop(released);
+        match stopped {
             Ok(()) => {}
             Err(NotStopped::Refused(e)) => {
                 if was_wanted {
@@ -346,6 +363,9 @@ impl Supervisor {
         for (name, running) in all {
             let supervisor = Arc::clone(self);
             stops.spawn(async move {
+                if let Some(device) = &running.device {
+                    device.leave().await;
+                }
                 let mut answer = running.give(Command::Stop { force: true });
                 let stopped = supervisor.wait_stopped(&running, &mut answer).await;
                 if let Err(NotStopped::Refused(e) | NotStopped::Late(e)) = stopped {

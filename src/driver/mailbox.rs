@@ -22,6 +22,8 @@ pub(crate) enum ToLoop {
         volume: VolumeId,
         /// Who it is, for messages ("unix client, pid 812 (fio)", "192.0.2.7:51234").
         client: String,
+        /// Kept as long as anything of the connection is left: a request, or bytes not looked at.
+        kept: Option<tokio::sync::oneshot::Sender<()>>,
     },
     /// Both sockets to a peer, authenticated. Replaces an older link to the same peer.
     PeerLink {

@@ -19,6 +19,7 @@ use super::send_queue::SendQueue;
 use super::slab::{Key, Slab};
 use rustix::net::Shutdown;
 use std::os::fd::OwnedFd;
+use tokio::sync::oneshot::Sender;
 use twinblk_engine::ids::{BufId, ClientId, ReqTag, VolumeId};
 use twinblk_engine::input::{ClientRequest, Input, RequestKind};
 use twinblk_engine::output::ReplyError;
@@ -94,6 +95,8 @@ pub(crate) struct NbdLink {
     held: usize,
     /// Counts receives and sends that moved bytes.
     progress: u64,
+    /// Dropped with the connection: somebody waits for that.
+    _kept: Option<Sender<()>>,
     /// What that count was when it was last looked at and found changed.
     seen: (u64, Instant),
 }
@@ -101,7 +104,7 @@ pub(crate) struct NbdLink {
 impl NbdLink {
     /// A connection that was negotiated.
     pub(crate) fn new(
-        client: ClientId,
+        (client, kept): (ClientId, Option<Sender<()>>),
         volume: VolumeId,
         socket: OwnedFd,
         dialect: Dialect,
@@ -121,6 +124,7 @@ impl NbdLink {
             open: 0,
             held: 0,
             progress: 0,
+            _kept: kept,
             seen: (0, Instant::default()),
         }
     }

@@ -8,6 +8,7 @@ use super::peers::prepare_socket;
 use super::ring::{Completion, Kind};
 use super::slab::{Key, Slab};
 use std::os::fd::OwnedFd;
+use tokio::sync::oneshot::Sender;
 use twinblk_engine::ids::{ClientId, ReqTag, VolumeId};
 use twinblk_engine::output::ReplyError;
 use twinblk_engine::time::{Duration, Instant};
@@ -36,10 +37,10 @@ pub(crate) struct NbdLinks {
 }
 
 impl NbdLinks {
-    /// Takes over a negotiated connection.
+    /// Takes over a negotiated connection. What comes with the client is kept as long as it is there.
     pub(crate) fn add(
         &mut self,
-        client: ClientId,
+        client: (ClientId, Option<Sender<()>>),
         volume: VolumeId,
         socket: OwnedFd,
         session: Session,

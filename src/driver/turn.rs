@@ -289,6 +289,7 @@ impl Turn {
                 session,
                 volume,
                 client,
+                kept,
             } => {
                 // Refused: dropping the socket closes it. Those that are too many were told so while
                 // they negotiated; here end those that negotiated at the same moment.
@@ -297,7 +298,7 @@ impl Turn {
                 {
                     let io = self.volumes.iter().find(|io| io.volume == volume);
                     let fast_zero = io.is_some_and(|io| io.data.target().fast_zero);
-                    self.nbd.add(id, volume, socket, session, fast_zero);
+                    self.nbd.add((id, kept), volume, socket, session, fast_zero);
                 }
             }
             ToLoop::PeerLink {

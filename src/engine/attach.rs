@@ -79,6 +79,7 @@ impl Resource {
         let agreed = superblock.agreed_size;
         self.volumes[v].no_volatile_cache = no_volatile_cache;
         self.volumes[v].generations.load(&superblock);
+        self.volumes[v].lineage = superblock.current;
         self.volumes[v].local = Some(Local {
             superblock,
             layout,

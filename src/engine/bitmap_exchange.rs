@@ -140,7 +140,14 @@ impl Resource {
                     self.mark_for_others(p, v);
                     let others: Vec<_> = self.peers.iter().map(|x| x.node).collect();
                     let others = others.into_iter().filter(|&x| x != node);
-                    let toward = self.peers[p].volumes[v].start.toward;
+                    let (toward, theirs) = {
+                        let start = &self.peers[p].volumes[v].start;
+                        (start.toward, start.peer_current)
+                    };
+                    if !same(theirs, self.volumes[v].generations.current) {
+                        // What it brings, others have written.
+                        self.volumes[v].lineage = 0;
+                    }
                     self.volumes[v]
                         .generations
                         .begin_target(node, base, toward, others);

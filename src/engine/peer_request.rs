@@ -66,6 +66,9 @@ impl Resource {
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
         if let Some(v) = self.volume_index(volume) {
             self.note_peer_write(peer, v, header.offset, header.size, resync);
+            if !resync {
+                self.volumes[v].lineage = 0;
+            }
         }
         if self.cfg.options.protocol == Protocol::B && !resync {
             let mut ack = Header::new(Kind::RecvAck);

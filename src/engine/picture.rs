@@ -27,6 +27,7 @@ impl Resource {
                     size: v.size(),
                     block_size: v.block_size,
                     current_uuid: v.generations.current,
+                    lineage: v.lineage,
                     activity: v.activity_status(),
                 })
                 .collect(),
@@ -64,6 +65,7 @@ impl Resource {
                         replication: pv.replication,
                         peer_disk: pv.disk,
                         out_of_sync,
+                        behind: self.volumes[v].generations.base_for(peer.node) != 0,
                         resync: pv
                             .resync
                             .as_ref()

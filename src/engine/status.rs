@@ -41,6 +41,8 @@ pub struct PeerVolumeStatus {
     pub peer_disk: DiskState,
     /// Bytes marked out of sync towards this peer.
     pub out_of_sync: u64,
+    /// This copy has begun a generation that the peer does not have.
+    pub behind: bool,
     /// Running resync.
     pub resync: Option<ResyncProgress>,
     /// Running verify.
@@ -111,6 +113,10 @@ pub struct VolumeStatus {
     pub block_size: u32,
     /// Current generation.
     pub current_uuid: u64,
+    /// The generation of the disk when it was attached, as long as no other node's writes have come
+    /// over it since; then 0. A resync of what a crash left open, from a peer of that same
+    /// generation, changes nothing that was confirmed.
+    pub lineage: u64,
     /// Activity log.
     pub activity: Activity,
 }

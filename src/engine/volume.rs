@@ -116,6 +116,9 @@ pub(crate) struct Volume {
     /// Bytes marked out of sync when the disk was attached, because this node had gone down as
     /// Primary.
     pub(crate) marked_after_crash: u64,
+    /// The generation of the disk when it was attached, as long as no other node's writes have come
+    /// over it since; then 0.
+    pub(crate) lineage: u64,
 }
 
 impl Volume {
@@ -142,6 +145,7 @@ impl Volume {
             log_writer: LogWriter::default(),
             cold: VecDeque::new(),
             marked_after_crash: 0,
+            lineage: 0,
         }
     }
 

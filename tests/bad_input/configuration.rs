@@ -28,8 +28,8 @@ fn a_wrong_file_is_shown_with_its_line() {
         ("[node.bravo]", "[node.bravo", &["r0.toml:"]),
         (
             "meta-disk = \"internal\"",
-            "device = \"/dev/nbd0\"",
-            &["device", "not supported"],
+            "device = \"/dev/drbd0\"",
+            &["device", "/dev/nbd0"],
         ),
         (
             "[net]",

@@ -5,7 +5,7 @@
 use crate::harness::seeds::Rng;
 use crate::harness::wait_for;
 use crate::kernel_device::ATTACH;
-use crate::machine::{Machine, Root};
+use crate::machine::Machine;
 use crate::pair::{NAMES, Pair};
 use crate::power_cut::number;
 use std::collections::HashMap;
@@ -45,7 +45,7 @@ fn fsynced_files_survive_the_loss_of_the_machine_that_wrote_them() {
     let seed = number("TWINBLK_SEED", std::process::id().into());
     println!("seed {seed}; again: TWINBLK_SEED={seed} tests/vm/run file_system");
     let mut rng = Rng(seed ^ 0xf5);
-    let mut pair = Pair::in_sync(Root::Small, 40 << 20);
+    let mut pair = Pair::in_sync(40 << 20);
     let size = pair.data_size();
     pair.machines[0].ok(ATTACH);
     pair.machines[0].ok("mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt");

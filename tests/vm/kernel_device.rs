@@ -1,7 +1,7 @@
 //! twinblk under the kernel's own NBD client: /dev/nbd0, with a file system on it.
 
 use crate::machine::Root;
-use crate::pair::Pair;
+use crate::pair::{Pair, Setup};
 use std::time::Instant;
 
 /// Attaches the export of this machine as /dev/nbd0.
@@ -11,7 +11,7 @@ pub(crate) const ATTACH: &str = "modprobe nbd
 
 #[test]
 fn an_ext4_on_the_kernel_device_is_mirrored() {
-    let mut pair = Pair::in_sync(Root::Small, 32 << 20);
+    let mut pair = Pair::in_sync(32 << 20);
     let size = pair.data_size();
     let alpha = &mut pair.machines[0];
     alpha.ok(ATTACH);
@@ -54,7 +54,12 @@ fn shell() {
         Ok(other) => panic!("TWINBLK_VM_ROOT={other}; known: small, debian, systemd"),
     };
     let start = Instant::now();
-    let mut pair = Pair::in_sync(root, 64 << 20);
+    let setup = Setup {
+        roots: [root; 2],
+        ..Setup::default()
+    };
+    let mut pair = Pair::both_secondary(64 << 20, setup);
+    pair.machines[0].ok("twinblk primary r0");
     println!("in sync after {:.1} s", start.elapsed().as_secs_f64());
     print!("{}", pair.machines[0].ok("uname -r; twinblk status r0"));
 }

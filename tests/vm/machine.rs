@@ -21,9 +21,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// What a machine boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Root {
     /// A handful of programs in memory: there in a second.
+    #[default]
     Small,
     /// A whole Debian with PostgreSQL, LVM and so on, and nothing running in it.
     Debian,

@@ -9,8 +9,10 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod attached;
 mod base64;
 mod device;
+mod device_restart;
 mod disk;
 mod file_system;
 mod image;

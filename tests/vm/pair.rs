@@ -14,7 +14,7 @@ pub(crate) const NAMES: [&str; 2] = ["alpha", "bravo"];
 pub(crate) struct Pair {
     pub(crate) machines: [Machine; 2],
     pub(crate) disks: [Disk; 2],
-    roots: [Root; 2],
+    setup: Setup,
     _directory: tempfile::TempDir,
 }
 
@@ -22,7 +22,18 @@ pub(crate) struct Pair {
 /// three seconds without an answer do happen.
 const NET: &str = "connect-int = 1\nping-int = 3\nping-timeout = \"8s\"\ntimeout = \"2s\"\n";
 
-fn configuration() -> String {
+/// What a story changes in the configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Setup {
+    /// What each machine boots into.
+    pub(crate) roots: [Root; 2],
+    /// A line of each node.
+    pub(crate) node: &'static str,
+    /// [options].
+    pub(crate) options: &'static str,
+}
+
+fn configuration(setup: Setup) -> String {
     let mut text = String::from(
         "[resource]\nname = \"r0\"\nprotocol = \"C\"\nshared-secret = \"swordfish\"\n",
     );
@@ -30,29 +41,32 @@ fn configuration() -> String {
         text += &format!(
             "[node.{name}]\nid = {id}\naddress = \"10.9.0.{}:7789\"\ndisk = \"/dev/vda\"\n\
              meta-disk = \"internal\"\n\
-             export = [\"unix:/run/twinblk/r0.sock\", \"tcp:10.0.2.15:10809\"]\n",
-            id + 1
+             export = [\"unix:/run/twinblk/r0.sock\", \"tcp:10.0.2.15:10809\"]\n{}\n",
+            id + 1,
+            setup.node
         );
     }
-    text + "[net]\n" + NET
+    text + "[net]\n" + NET + "[options]\n" + setup.options
 }
 
 impl Pair {
-    /// Both machines run, with empty disks of `size` bytes and nothing on them.
-    pub(crate) fn bare(roots: [Root; 2], size: usize) -> Self {
+    /// Both machines run with empty disks of `size` bytes and nothing on them.
+    pub(crate) fn bare(size: usize, setup: Setup) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("twinblk-vm-")
             .tempdir()
             .expect("a directory");
         let path = directory.path();
         let disks = NAMES.map(|name| Disk::new(&path.join(format!("{name}.disk")), size));
-        let machine =
-            |at: usize| Machine::new(NAMES[at], at as u32 + 1, roots[at], path, &[&disks[at]]);
+        let machine = |at: usize| {
+            let root = setup.roots[at];
+            Machine::new(NAMES[at], at as u32 + 1, root, path, &[&disks[at]])
+        };
         let machines = [machine(0), machine(1)];
         let mut pair = Self {
             machines,
             disks,
-            roots,
+            setup,
             _directory: directory,
         };
         pair.boot(&[0, 1]);
@@ -60,8 +74,15 @@ impl Pair {
     }
 
     /// Both daemons run, both disks are UpToDate and equal, alpha is Primary.
-    pub(crate) fn in_sync(root: Root, size: usize) -> Self {
-        let mut pair = Self::bare([root; 2], size);
+    pub(crate) fn in_sync(size: usize) -> Self {
+        let mut pair = Self::both_secondary(size, Setup::default());
+        pair.machines[0].ok("twinblk primary r0");
+        pair
+    }
+
+    /// The same with nobody Primary.
+    pub(crate) fn both_secondary(size: usize, setup: Setup) -> Self {
+        let mut pair = Self::bare(size, setup);
         for at in [0, 1] {
             pair.machines[at].ok("twinblk create-md r0");
         }
@@ -71,7 +92,6 @@ impl Pair {
         alpha.ok("twinblk wait-connect r0 --timeout 60");
         alpha.ok("twinblk new-current-uuid --clear-bitmap r0");
         pair.wait_in_sync();
-        pair.machines[0].ok("twinblk primary r0");
         pair
     }
 
@@ -81,7 +101,7 @@ impl Pair {
         }
         for &at in which {
             self.machines[at].ready();
-            self.machines[at].put("/etc/twinblk/r0.toml", &configuration());
+            self.machines[at].put("/etc/twinblk/r0.toml", &configuration(self.setup));
             self.machines[at].ok("chmod 600 /etc/twinblk/r0.toml");
         }
     }
@@ -89,19 +109,31 @@ impl Pair {
     /// Starts the daemons and their resource.
     pub(crate) fn start(&mut self, which: &[usize]) {
         for &at in which {
-            let machine = &mut self.machines[at];
-            if self.roots[at] == Root::Systemd {
-                machine.ok("systemctl start twinblk");
-            } else {
-                machine.ok("setsid twinblk daemon >/dev/console 2>&1 &");
-            }
-            wait_for(
-                "the daemon to answer",
-                || (machine.run("twinblk status").code == 0).then_some(()),
-                || "see the console".into(),
-            );
-            machine.ok("twinblk up r0");
+            self.start_daemon(at);
+            self.machines[at].ok("twinblk up r0");
         }
+    }
+
+    /// Starts a daemon, which brings up what was up.
+    pub(crate) fn start_daemon(&mut self, at: usize) {
+        let machine = &mut self.machines[at];
+        machine.ok(match self.setup.roots[at] {
+            Root::Systemd => "systemctl start twinblk",
+            _ => "setsid twinblk daemon >/dev/console 2>&1 & echo $! > /run/twinblk.pid",
+        });
+        wait_for(
+            "the daemon to answer",
+            || (machine.run("twinblk status").code == 0).then_some(()),
+            || "see the console".into(),
+        );
+    }
+
+    /// Sends the daemon a signal and waits for its end.
+    pub(crate) fn stop_daemon(&mut self, at: usize, signal: &str) {
+        let pid = "$(cat /run/twinblk.pid)";
+        self.machines[at].ok(&format!(
+            "kill -{signal} {pid}; while [ -e /proc/{pid}/exe ]; do sleep 0.05; done"
+        ));
     }
 
     /// Cuts the power of one machine and its disk.

@@ -4,10 +4,10 @@
 //! commit that was reported, in this round or before, is there, once and whole; not a cent is lost or
 //! made; pg_amcheck finds nothing; afterwards both disks are equal.
 
-use crate::device::{DEVICE, attach, promote};
+use crate::attached::{self, DEVICE, promote};
 use crate::harness::seeds::Rng;
 use crate::harness::wait_for;
-use crate::machine::{Machine, Root};
+use crate::machine::Machine;
 use crate::pair::{NAMES, Pair};
 use crate::power_cut::number;
 use std::collections::HashSet;
@@ -109,10 +109,9 @@ fn postgresql_recovers_on_the_other_machine_with_every_commit() {
     println!("seed {seed}; again: TWINBLK_SEED={seed} tests/vm/run postgres");
     let begin = Instant::now();
     let mut rng = Rng(seed ^ 0x9651);
-    let mut pair = Pair::in_sync(Root::Debian, 160 << 20);
+    let mut pair = attached::pair(160 << 20);
     let size = pair.data_size();
     let alpha = &mut pair.machines[0];
-    attach(alpha);
     alpha.ok(&format!(
         "mkfs.ext4 -q {DEVICE}; mount {DEVICE} /mnt; cp -a /var/lib/postgresql/fresh /mnt/pg; sync"
     ));

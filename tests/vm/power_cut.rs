@@ -10,7 +10,6 @@
 
 use crate::harness::load::{Habits, History, Load, wait_for_writes};
 use crate::harness::seeds::Rng;
-use crate::machine::Root;
 use crate::pair::{NAMES, Pair};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -44,7 +43,7 @@ fn no_confirmed_write_is_lost_when_the_power_is_cut() {
     let cuts = number("TWINBLK_VM_CUTS", CUTS);
     println!("seed {seed}, {cuts} cuts; again: TWINBLK_SEED={seed} tests/vm/run power_cut");
     let start = Instant::now();
-    let mut pair = Pair::in_sync(Root::Small, 24 << 20);
+    let mut pair = Pair::in_sync(24 << 20);
     let size = pair.data_size();
     let mut story = Story {
         pair,

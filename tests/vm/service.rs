@@ -8,7 +8,7 @@
 
 use crate::harness::wait_for;
 use crate::machine::{Machine, Root};
-use crate::pair::Pair;
+use crate::pair::{Pair, Setup};
 
 /// Stands for a mount: it needs r0, and writes down when it is stopped, and whether r0 was Primary then.
 const NEEDS_R0: &str = "[Unit]
@@ -51,7 +51,11 @@ fn wait_for_another(machine: &mut Machine, before: &str, what: &str) -> String {
 
 #[test]
 fn systemd_starts_promotes_and_revives() {
-    let mut pair = Pair::bare([Root::Systemd, Root::Small], 24 << 20);
+    let setup = Setup {
+        roots: [Root::Systemd, Root::Small],
+        ..Setup::default()
+    };
+    let mut pair = Pair::bare(24 << 20, setup);
     for machine in &mut pair.machines {
         machine.ok("twinblk create-md r0");
     }

@@ -3,10 +3,10 @@
 //! has; every file of the tree, and every file whose fsync had returned, is there with its checksum; the
 //! file system's own check finds nothing to mend; afterwards both disks are equal.
 
-use crate::device::{DEVICE, attach, promote};
+use crate::attached::{self, DEVICE, promote};
 use crate::harness::seeds::Rng;
 use crate::harness::wait_for;
-use crate::machine::{Machine, Root};
+use crate::machine::Machine;
 use crate::pair::{NAMES, Pair};
 use crate::power_cut::number;
 use std::collections::BTreeMap;
@@ -82,10 +82,9 @@ fn story(kind: &str, rounds: u64, size: usize, make: &str, check: &str) {
     }
     println!("seed {seed}; again: TWINBLK_SEED={seed} tests/vm/run {kind}");
     let mut rng = Rng(seed ^ 0x7ee5);
-    let mut pair = Pair::in_sync(Root::Debian, size);
+    let mut pair = attached::pair(size);
     let size = pair.data_size();
     let alpha = &mut pair.machines[0];
-    attach(alpha);
     alpha.ok(&format!("{make} {DEVICE}; mount {DEVICE} /mnt"));
     alpha.ok(TREE);
     let (mut old, mut lost) = (0, 0);

@@ -38,6 +38,7 @@ pub mod client;
 pub mod constants;
 pub mod error;
 pub mod export;
+pub mod kernel;
 pub mod negotiation;
 mod option;
 pub mod reply;

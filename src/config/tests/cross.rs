@@ -45,6 +45,21 @@ fn duplicates_within_a_resource() {
 }
 
 #[test]
+fn a_device_belongs_to_one_resource_of_a_node() {
+    let with = |text: &str, device: &str| {
+        text.replace("id = 0", &format!("id = 0\ndevice = \"{device}\""))
+            .replace("id = 1", &format!("id = 1\ndevice = \"{device}\""))
+    };
+    let text = refusal_of_two(&with(SAMPLE, "/dev/nbd1"), &with(&second(), "/dev/nbd1"));
+    let words = "device `/dev/nbd1` on node `alpha` is already used";
+    assert!(text.contains(words), "{text}");
+    for (a, b) in [("/dev/nbd1", "/dev/nbd2"), ("auto", "auto")] {
+        let (a, b) = (with(SAMPLE, a), with(&second(), b));
+        load_files(&[("a.toml", &a), ("b.toml", &b)], "alpha").expect("two devices");
+    }
+}
+
+#[test]
 fn duplicates_across_files() {
     let text = refusal_of_two(SAMPLE, &second().replace("\"r1\"", "\"r0\""));
     assert!(text.contains("resource `r0` is already used"), "{text}");

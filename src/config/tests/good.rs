@@ -142,6 +142,8 @@ fn a_readable_file_with_a_secret_is_a_warning() {
 fn a_dump_reads_back_to_the_same() {
     let mut text = sample_and("[net]\nping-int = 20\n[disk]\nc-max-rate = \"10M\"\n");
     text = text.replace("alpha]", "\"alpha.example\"]");
+    text = text.replace("id = 0", "id = 0\ndevice = \"/dev/nbd7\"");
+    text = text.replace("id = 1", "id = 1\ndevice = \"auto\"");
     let load = |text: &str| {
         load_files(&[("r0.toml", text)], "alpha.example").unwrap_or_else(|e| panic!("{e}\n{text}"))
     };
@@ -154,6 +156,8 @@ fn a_dump_reads_back_to_the_same() {
     again.secret = first.secret.clone();
     again.file = first.file.clone();
     assert_eq!(again, first);
+    assert_eq!(first.me.volumes[0].device, Some(Device::Number(7)));
+    assert_eq!(first.peers[0].volumes[0].device, Some(Device::Auto));
     // And with every default written out.
     let all = dumped.replace("# ", "");
     let all = all.split_once('\n').unwrap().1;
@@ -191,6 +195,13 @@ fn adjust_knows_what_changed_and_how_it_gets_there() {
         one(&sample_with("twinblk/r0.sock", "x")).path,
         "node.alpha.export"
     );
+    let change = one(&sample_with("id = 0", "id = 0\ndevice = \"auto\""));
+    assert_eq!(
+        (change.path.as_str(), change.how),
+        ("node.alpha.device", How::NeedsDownUp)
+    );
+    let change = one(&sample_and("[options]\ndevice-dead-timeout = \"10m\"\n"));
+    assert_eq!(change.how, How::Live);
     assert_eq!(one(&sample_with("id = 1", "id = 2")).path, "node.bravo.id");
     let secret = one(&sample_with("0123456789abcdef", "another"));
     assert!(!secret.to_string().contains("another\""), "{secret}");
@@ -216,6 +227,7 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
             Key::BlockSize => "4096".to_owned(),
             Key::Timeout => "\"7s\"".to_owned(),
             Key::PingInt | Key::PingTimeout | Key::ConnectInt => "\"11s\"".to_owned(),
+            Key::DeviceTimeout | Key::DeviceDeadTimeout => "\"11s\"".to_owned(),
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
             Key::AlExtents => "67".to_owned(),
             Key::BufferSize => "\"33M\"".to_owned(),

@@ -104,8 +104,32 @@ fn what_drbd_has_and_this_version_has_not_is_refused_honestly() {
     assert!(load_text(&sample_and("[handlers]\n[startup]\n")).is_ok());
     let text = refusal(&sample_and("[handlers]\nfence_peer = \"x\"\n"));
     assert!(text.contains("did you mean `fence-peer`?"), "{text}");
-    let text = refusal(&sample_with("id = 0", "id = 0\ndevice = \"/dev/nbd0\""));
-    assert!(text.contains("nbd-client"), "{text}");
+}
+
+#[test]
+fn a_device_is_one_of_the_nbd_drivers() {
+    for wrong in [
+        "/dev/sda",
+        "nbd0",
+        "/dev/nbd",
+        "/dev/nbd00",
+        "/dev/nbd+1",
+        "/dev/nbd0p1",
+        "/dev/nbd32768",
+        "Auto",
+    ] {
+        let text = refusal(&sample_with(
+            "id = 0",
+            &format!("id = 0\ndevice = \"{wrong}\""),
+        ));
+        assert!(
+            text.contains("/dev/nbd0") && text.contains("auto"),
+            "{wrong}: {text}"
+        );
+        assert!(text.contains("r0.toml:9:10:"), "{wrong}: {text}");
+    }
+    let text = refusal(&sample_and("[options]\ndevice-timeout = 0\n"));
+    assert!(text.contains("device-timeout"), "{text}");
 }
 
 #[test]

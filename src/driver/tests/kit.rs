@@ -196,6 +196,15 @@ impl Node {
 
     /// Connects an NBD client as after a negotiation.
     pub(super) fn client(&self, structured: bool) -> Client {
+        self.client_kept(structured, None)
+    }
+
+    /// The same; `kept` is dropped when nothing of the connection is left.
+    pub(super) fn client_kept(
+        &self,
+        structured: bool,
+        kept: Option<tokio::sync::oneshot::Sender<()>>,
+    ) -> Client {
         let (mine, theirs) = UnixStream::pair().expect("a pair");
         let size = self.status().status.volumes[0].size;
         let session = session(structured, size);
@@ -205,6 +214,7 @@ impl Node {
             session,
             volume: VOLUME,
             client,
+            kept,
         };
         self.handle.send(message).expect("alive");
         Client::new(mine, structured)

@@ -30,6 +30,36 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// The kernel sends what was under way again over a new connection: a first copy that comes later would undo
+/// what was written since.
+#[test]
+fn nothing_of_a_connection_comes_after_its_end_was_told() {
+    for directory in places() {
+        let mut node = Node::fresh(directory.path(), 0, SIZE);
+        node.primary(true);
+        for round in 0..20 {
+            let (kept, mut end) = tokio::sync::oneshot::channel();
+            let mut old = node.client_kept(false, Some(kept));
+            for _ in 0..100 {
+                old.send(WRITE, 0, 0, 65536, &[1; 65536]);
+            }
+            assert_eq!(
+                end.try_recv(),
+                Err(tokio::sync::oneshot::error::TryRecvError::Empty)
+            );
+            let _ = old.stream.shutdown(std::net::Shutdown::Both);
+            assert!(end.blocking_recv().is_err(), "nothing is sent over it");
+            let mut new = node.client(false);
+            new.write(0, &[2; 65536]);
+            assert_eq!(new.call(FLUSH, 0, 0, 0, &[]).error, 0);
+            // Whatever the loop still had to do is done before this.
+            node.status();
+            assert!(new.read(0, 65536) == [2; 65536], "round {round}");
+        }
+        node.down(true);
+    }
+}
+
 #[test]
 fn a_client_reads_what_it_wrote_even_after_down_and_up() {
     for directory in places() {

@@ -4,6 +4,7 @@
 
 mod disk;
 mod disk_errors;
+mod lineage;
 mod pair;
 mod random;
 mod resize;

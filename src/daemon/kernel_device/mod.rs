@@ -1,0 +1,710 @@
+//! The kernel device of a volume, /dev/nbdN: there while the node is Primary, gone when it is not, and in
+//! between waiting for a daemon that was restarted.
+//!
+//! Invariants:
+//! * the kernel's device outlives the daemon, so the kernel itself remembers that there is one: its backend
+//!   identifier says whose it is. A reboot forgets it, as it should;
+//! * a device that waits is served again only with the data its holders know ([`resume`]);
+//! * a device is ended only when nobody holds it ([`holders`]), or when that is ordered by force;
+//! * there is one connection, and it is replaced when nothing is left of it ([`link`]).
+//!
+//! [`release`] is what `secondary`, `down` and the end of the daemon do with it; [`trouble`] says why there
+//! is none; [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names under /dev/twinblk.
+
+mod holders;
+mod link;
+mod links;
+mod netlink;
+mod release;
+mod resume;
+mod sysfs;
+mod trouble;
+
+use super::exports;
+use super::running::{Running, lock};
+use super::state::StateDir;
+use crate::api::{DeviceStatus, ErrorBody};
+use crate::config::{self, Device};
+use crate::driver::mailbox::StatusReply;
+use holders::Claim;
+use link::{CLIENT, Link};
+use netlink::{Nbd, NetlinkError};
+use resume::Verdict;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use trouble::Trouble;
+use twinblk_engine::command::Command;
+use twinblk_engine::event::Role;
+use twinblk_engine::ids::VolumeId;
+use userspace_nbd::export::{Export, TransmissionFlags};
+use userspace_nbd::kernel::{Connect, Reconfigure, Timeouts};
+use userspace_nbd::negotiation::Lookup;
+
+/// How backend identifiers of ours begin.
+const BACKEND: &str = "twinblk ";
+/// Time between two looks while a device waits, or something stands in its way.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long the kernel may take to notice that a connection has ended.
+const LINK_PATIENCE: Duration = Duration::from_secs(10);
+/// Time between two attempts to give it a new one.
+const LINK_RETRY: Duration = Duration::from_millis(20);
+/// How long a device that was ended may be looked at by somebody (udev) before it counts as held.
+const LAST_CLOSE: Duration = Duration::from_secs(2);
+/// How long a promotion may take.
+const PROMOTION_TIME: Duration = Duration::from_secs(30);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct KernelDevice {
+    resource: String,
+    volume: u16,
+    wanted: Device,
+    /// What the kernel is told of who serves the device.
+    backend: String,
+    store: Arc<StateDir>,
+    state: tokio::sync::Mutex<State>,
+    /// For `status`.
+    told: Mutex<DeviceStatus>,
+    wake: Arc<Notify>,
+    /// An order is about to take the device away: nothing brings it back meanwhile.
+    held_back: AtomicBool,
+}
+
+/// Where the device stands.
+#[derive(Debug)]
+enum State {
+    /// There is none.
+    Detached,
+    /// The kernel has it; this process serves it, or did until its connection broke.
+    Attached(Attached),
+    /// The kernel has it from an earlier process.
+    Waiting { index: u32, base: u64 },
+    /// The kernel has it, and whoever holds it must not go on with it.
+    GivenUp { index: u32, why: String },
+}
+
+#[derive(Debug)]
+struct Attached {
+    index: u32,
+    link: Link,
+    size: u64,
+    timeouts: Timeouts,
+}
+
+/// What a step came to.
+type Step = (State, Result<(), Trouble>);
+
+impl KernelDevice {
+    /// The device of the first volume that has one. `base` is the generation on that volume's disk. If the
+    /// kernel has a device of ours from an earlier process, it is found here.
+    pub(crate) fn of(
+        config: &config::Resource,
+        store: &Arc<StateDir>,
+        base: impl Fn(u16) -> u64,
+    ) -> Option<Arc<Self>> {
+        let volume = config.me.volumes.iter().find(|v| v.device.is_some())?;
+        let wanted = volume.device?;
+        // The same from wherever the daemon is started.
+        let directory = std::fs::canonicalize(store.path());
+        let directory = directory.unwrap_or_else(|_| store.path().to_owned());
+        let backend = format!(
+            "{BACKEND}{} {} {} {}",
+            config.me.name,
+            config.name,
+            volume.number,
+            directory.display()
+        );
+        let found = sysfs::find(Path::new(sysfs::BLOCK), &backend);
+        let state = match found {
+            Some(index) => {
+                // Once it has waited for a daemon, what counts is what that one found.
+                let base = store
+                    .waiting_since(&config.name)
+                    .unwrap_or(base(volume.number));
+                store.remember_waiting(&config.name, Some(base));
+                tracing::info!(
+                    resource = %config.name,
+                    "/dev/nbd{index} is in the kernel and waits to be served again"
+                );
+                State::Waiting { index, base }
+            }
+            None => {
+                store.remember_waiting(&config.name, None);
+                remove_stale_names(&config.name, volume.number);
+                State::Detached
+            }
+        };
+        let device = Self {
+            resource: config.name.clone(),
+            volume: volume.number,
+            wanted,
+            backend,
+            store: Arc::clone(store),
+            told: Mutex::new(DeviceStatus::default()),
+            state: tokio::sync::Mutex::new(State::Detached),
+            wake: Arc::new(Notify::new()),
+            held_back: AtomicBool::new(false),
+        };
+        device.tell(&state, None);
+        let device = Self {
+            state: tokio::sync::Mutex::new(state),
+            ..device
+        };
+        Some(Arc::new(device))
+    }
+
+    /// Which volume it is the device of.
+    pub(crate) fn volume(&self) -> u16 {
+        self.volume
+    }
+
+    /// For `status`.
+    pub(crate) fn status(&self) -> DeviceStatus {
+        lock(&self.told).clone()
+    }
+
+    /// Something has changed that may concern the device.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Looks after the device as long as the resource's loop runs.
+    pub(crate) async fn watch(self: Arc<Self>, running: Arc<Running>) {
+        let mut ended = running.ended.subscribe();
+        let mut last = None;
+        self.wake();
+        loop {
+            let pause = tokio::time::sleep(RETRY);
+            tokio::select! {
+                _ = ended.wait_for(Option::is_some) => return,
+                () = self.wake.notified() => {}
+                () = pause, if self.is_restless() => {}
+            }
+            let trouble = self.reconcile(&running).await.err();
+            if let Some(trouble) = &trouble
+                && last.as_ref() != Some(trouble)
+            {
+                tracing::warn!(resource = %self.resource, "{}", trouble.text());
+            }
+            last = trouble;
+        }
+    }
+
+    /// Something is to be tried again.
+    fn is_restless(&self) -> bool {
+        let told = lock(&self.told);
+        !matches!(told.state.as_str(), "detached" | "attached") || !told.reason.is_empty()
+    }
+
+    /// Makes the device what the resource's state asks for.
+    async fn reconcile(&self, running: &Arc<Running>) -> Result<(), Trouble> {
+        let mut state = self.state.lock().await;
+        if self.held_back.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // A loop that does not answer is asked again.
+        let Ok(reply) = running.status().await else {
+            return Ok(());
+        };
+        let old = std::mem::replace(&mut *state, State::Detached);
+        let (new, result) = self.step(old, running, reply).await;
+        self.tell(&new, result.as_ref().err());
+        *state = new;
+        result
+    }
+
+    async fn step(&self, state: State, running: &Arc<Running>, reply: StatusReply) -> Step {
+        let primary = reply.status.role == Role::Primary;
+        match state {
+            State::Detached if primary => self.attach(running, &reply).await,
+            State::Detached => (State::Detached, Ok(())),
+            State::Attached(attached) if !primary => {
+                // Demoted without being asked for: who holds the device cannot be spared.
+                let why = "this node is not Primary any more";
+                tracing::warn!(resource = %self.resource, "{why}: /dev/nbd{} ends", attached.index);
+                self.end(attached.index, why).await
+            }
+            State::Attached(attached) if attached.link.is_gone() => {
+                tracing::warn!(
+                    resource = %self.resource,
+                    "the kernel gave its connection up (a request took longer than device-timeout, \
+                     or the connection broke); /dev/nbd{} gets a new one",
+                    attached.index
+                );
+                let index = attached.index;
+                match self.relink(index, running, &reply).await {
+                    Ok(attached) => (State::Attached(attached), Ok(())),
+                    Err(trouble @ Trouble::Gone { .. }) => {
+                        (self.given_up(index, &trouble.reason()), Err(trouble))
+                    }
+                    Err(trouble) => (State::Attached(attached), Err(trouble)),
+                }
+            }
+            State::Attached(attached) => self.keep(attached, running, &reply).await,
+            State::Waiting { index, base } if primary => {
+                self.serve_again(index, base, running, &reply).await
+            }
+            State::Waiting { index, base } => self.resume(index, base, running, &reply).await,
+            State::GivenUp { index, why } => {
+                self.clear_away(index, why, running, primary.then_some(&reply))
+                    .await
+            }
+        }
+    }
+
+    fn timeouts(running: &Running) -> Timeouts {
+        lock(&running.config).device_timeouts()
+    }
+
+    /// What the kernel's client is offered, or why nothing is.
+    fn offer(&self, reply: &StatusReply) -> Result<Export, Trouble> {
+        let offered = exports::look(&self.resource, reply);
+        let volume = VolumeId(self.volume);
+        let size = reply.status.volumes.iter().find(|v| v.volume == volume);
+        match (offered, size) {
+            (Lookup::Found(export), Some(v)) => Ok(Export {
+                size: v.size,
+                ..export
+            }),
+            (Lookup::Refused { policy_text }, _) => Err(Trouble::System {
+                device: self.wanted.to_string(),
+                what: policy_text,
+            }),
+            _ => Err(Trouble::System {
+                device: self.wanted.to_string(),
+                what: "the volume is not there".to_owned(),
+            }),
+        }
+    }
+
+    /// Makes the device.
+    async fn attach(&self, running: &Arc<Running>, reply: &StatusReply) -> Step {
+        match self.try_attach(running, reply).await {
+            Ok(attached) => {
+                let index = attached.index;
+                tracing::info!(resource = %self.resource, "/dev/nbd{index} is attached");
+                self.name(index);
+                (State::Attached(attached), Ok(()))
+            }
+            Err(trouble) => (State::Detached, Err(trouble)),
+        }
+    }
+
+    async fn try_attach(
+        &self,
+        running: &Arc<Running>,
+        reply: &StatusReply,
+    ) -> Result<Attached, Trouble> {
+        let export = self.offer(reply)?;
+        let system = |what: rustix::io::Errno| Trouble::System {
+            device: self.wanted.to_string(),
+            what: what.to_string(),
+        };
+        let (ours, kernels) = link::pair().map_err(system)?;
+        let (size, block_size) = (export.size, export.block_size.minimum);
+        let timeouts = Self::timeouts(running);
+        // It is served before it is there: whoever sees it first may read from it at once.
+        let link = Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
+        let (wanted, backend) = (self.wanted, self.backend.clone());
+        let made = blocking(move || {
+            let index = match wanted {
+                Device::Number(index) => Some(index),
+                Device::Auto => None,
+            };
+            Nbd::open()?.connect(&Connect {
+                index,
+                size,
+                block_size,
+                flags: kernel_flags(),
+                timeouts,
+                backend: &backend,
+                sockets: &[kernels.as_raw_fd()],
+            })
+        });
+        match made.await {
+            Ok(index) => Ok(Attached {
+                index,
+                link,
+                size,
+                timeouts,
+            }),
+            Err(error) => {
+                let owner = |index| sysfs::owner(Path::new(sysfs::BLOCK), index);
+                Err(Trouble::connecting(wanted, error, owner))
+            }
+        }
+    }
+
+    /// Gives a device a new connection in place of one that has ended.
+    async fn relink(
+        &self,
+        index: u32,
+        running: &Arc<Running>,
+        reply: &StatusReply,
+    ) -> Result<Attached, Trouble> {
+        let export = self.offer(reply)?;
+        let (size, timeouts) = (export.size, Self::timeouts(running));
+        let began = Instant::now();
+        loop {
+            let system = |what: rustix::io::Errno| Trouble::System {
+                device: format!("/dev/nbd{index}"),
+                what: what.to_string(),
+            };
+            let (ours, kernels) = link::pair().map_err(system)?;
+            let backend = self.backend.clone();
+            let ordered = blocking(move || {
+                Nbd::open()?.reconfigure(&Reconfigure {
+                    index,
+                    backend: &backend,
+                    size: Some(size),
+                    timeouts: Some(timeouts),
+                    sockets: &[kernels.as_raw_fd()],
+                })
+                // Here our hold of the kernel's end goes.
+            });
+            ordered.await.map_err(|e| Trouble::of_order(index, e))?;
+            if !link::is_hung_up(&ours) {
+                let link =
+                    Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
+                return Ok(Attached {
+                    index,
+                    link,
+                    size,
+                    timeouts,
+                });
+            }
+            // The kernel has not noticed yet that the old connection is dead, and dropped this one.
+            if began.elapsed() > LINK_PATIENCE {
+                return Err(Trouble::OldLinkLives { index });
+            }
+            tokio::time::sleep(LINK_RETRY).await;
+        }
+    }
+
+    /// All is well; the kernel learns what has changed.
+    async fn keep(&self, attached: Attached, running: &Arc<Running>, reply: &StatusReply) -> Step {
+        let (index, timeouts) = (attached.index, Self::timeouts(running));
+        let size = match self.offer(reply) {
+            Ok(export) => export.size,
+            Err(_) => attached.size,
+        };
+        if (size, timeouts) == (attached.size, attached.timeouts) {
+            return (State::Attached(attached), Ok(()));
+        }
+        match self.order_change(index, Some(size), timeouts).await {
+            Ok(()) => {
+                if size != attached.size {
+                    tracing::info!(resource = %self.resource, "/dev/nbd{index} has {size} bytes now");
+                }
+                let attached = Attached {
+                    size,
+                    timeouts,
+                    ..attached
+                };
+                (State::Attached(attached), Ok(()))
+            }
+            Err(trouble @ Trouble::Gone { .. }) => {
+                attached.link.cut();
+                (self.given_up(index, &trouble.reason()), Err(trouble))
+            }
+            Err(trouble) => (State::Attached(attached), Err(trouble)),
+        }
+    }
+
+    async fn order_change(
+        &self,
+        index: u32,
+        size: Option<u64>,
+        timeouts: Timeouts,
+    ) -> Result<(), Trouble> {
+        let backend = self.backend.clone();
+        let ordered = blocking(move || {
+            Nbd::open()?.reconfigure(&Reconfigure {
+                index,
+                backend: &backend,
+                size,
+                timeouts: Some(timeouts),
+                sockets: &[],
+            })
+        });
+        ordered.await.map_err(|e| Trouble::of_order(index, e))
+    }
+
+    /// Becomes Primary again for a device that waits, if that may be.
+    async fn resume(
+        &self,
+        index: u32,
+        base: u64,
+        running: &Arc<Running>,
+        reply: &StatusReply,
+    ) -> Step {
+        match resume::may_resume(&reply.status, VolumeId(self.volume), base) {
+            Verdict::Now => {}
+            Verdict::Wait(why) => {
+                self.note_waiting(&why);
+                return (State::Waiting { index, base }, Ok(()));
+            }
+            Verdict::Never(why) => return (self.given_up(index, &why), Ok(())),
+        }
+        let order = Command::Primary { force: false };
+        if let Err(refusal) = running.order(order, PROMOTION_TIME).await {
+            self.note_waiting(&refusal.reason);
+            return (State::Waiting { index, base }, Ok(()));
+        }
+        let Ok(reply) = running.status().await else {
+            return (State::Waiting { index, base }, Ok(()));
+        };
+        self.serve_again(index, base, running, &reply).await
+    }
+
+    /// The node is Primary with the data that the holders know: they go on.
+    async fn serve_again(
+        &self,
+        index: u32,
+        base: u64,
+        running: &Arc<Running>,
+        reply: &StatusReply,
+    ) -> Step {
+        match self.relink(index, running, reply).await {
+            Ok(attached) => {
+                tracing::info!(resource = %self.resource, "/dev/nbd{index} is served again");
+                self.store.remember_waiting(&self.resource, None);
+                // If its time was over, the kernel will not wait another time: without anybody who
+                // needs this very device, a fresh one is better.
+                let claim = blocking(move || holders::claim(index));
+                if let Ok(Ok(Claim::Free(claim))) = tokio::time::timeout(LINK_PATIENCE, claim).await
+                    && let Ok(true) = blocking(move || disconnect(index, Some(claim))).await
+                {
+                    return self.attach(running, reply).await;
+                }
+                self.name(index);
+                (State::Attached(attached), Ok(()))
+            }
+            Err(trouble @ Trouble::Gone { .. }) => {
+                (self.given_up(index, &trouble.reason()), Err(trouble))
+            }
+            Err(trouble) => (State::Waiting { index, base }, Err(trouble)),
+        }
+    }
+
+    /// The size may have changed: the kernel knows it when this returns, or `status` says why not.
+    pub(crate) async fn after_resize(&self, running: &Arc<Running>) {
+        let _ = self.reconcile(running).await;
+    }
+
+    /// Before somebody promotes the node by hand: a device that waits for other data than those that will
+    /// be served stays without a server.
+    pub(crate) async fn before_promotion(&self, running: &Arc<Running>) {
+        let mut state = self.state.lock().await;
+        let State::Waiting { index, base } = *state else {
+            return;
+        };
+        let Ok(reply) = running.status().await else {
+            return;
+        };
+        let volume = VolumeId(self.volume);
+        let never = match resume::may_resume(&reply.status, volume, base) {
+            Verdict::Now => return,
+            Verdict::Never(why) => why,
+            Verdict::Wait(_) => {
+                let same = reply.status.volumes.iter().any(|v| {
+                    let current = twinblk_engine::event::DiskState::UpToDate;
+                    v.volume == volume && v.disk == current
+                });
+                if same || reply.status.role == Role::Primary {
+                    return;
+                }
+                "its holders do not know the data that are to be declared current".to_owned()
+            }
+        };
+        *state = self.given_up(index, &never);
+        self.tell(&state, None);
+    }
+
+    /// Remembered for good: the next daemon does not take it up either.
+    fn given_up(&self, index: u32, why: &str) -> State {
+        self.store.remember_waiting(&self.resource, Some(0));
+        tracing::error!(
+            resource = %self.resource,
+            "/dev/nbd{index} is not served any more: {why}; whoever holds it gets I/O errors, after \
+             device-dead-timeout at the latest; unmount what is mounted there"
+        );
+        State::GivenUp {
+            index,
+            why: why.to_owned(),
+        }
+    }
+
+    /// A device that was given up goes as soon as nobody holds it; then there may be a new one.
+    async fn clear_away(
+        &self,
+        index: u32,
+        why: String,
+        running: &Arc<Running>,
+        primary: Option<&StatusReply>,
+    ) -> Step {
+        let backend = self.backend.clone();
+        let holders = blocking(move || {
+            let ours = sysfs::backend(Path::new(sysfs::BLOCK), index) == Some(backend);
+            if !ours {
+                return None;
+            }
+            let holders = holders::find(index);
+            if holders.is_empty() {
+                // It may be that somebody unseen holds it: what he gets are the errors he gets anyway.
+                if disconnect(index, None) == Ok(true) {
+                    return None;
+                }
+            }
+            Some(holders)
+        })
+        .await;
+        let Some(holders) = holders else {
+            self.store.remember_waiting(&self.resource, None);
+            self.unname(index);
+            return match primary {
+                Some(reply) => self.attach(running, reply).await,
+                None => (State::Detached, Ok(())),
+            };
+        };
+        let result = match primary {
+            Some(_) if holders.is_empty() => Ok(()),
+            Some(_) => Err(Trouble::StillHeld {
+                index,
+                why: why.clone(),
+                holders,
+            }),
+            None => Ok(()),
+        };
+        (State::GivenUp { index, why }, result)
+    }
+
+    /// Ends a device whatever is under way on it.
+    async fn end(&self, index: u32, why: &str) -> Step {
+        match blocking(move || disconnect(index, None)).await {
+            Ok(true) => {
+                self.store.remember_waiting(&self.resource, None);
+                self.unname(index);
+                (State::Detached, Ok(()))
+            }
+            Ok(false) => (self.given_up(index, why), Ok(())),
+            Err(error) => (
+                self.given_up(index, why),
+                Err(Trouble::of_order(index, error)),
+            ),
+        }
+    }
+
+    fn name(&self, index: u32) {
+        let directory = Path::new(links::DIRECTORY);
+        if let Err(e) = links::make(directory, &self.resource, self.volume, index) {
+            tracing::warn!(
+                resource = %self.resource,
+                "{}/{} cannot be made: {e}; use /dev/nbd{index}",
+                links::DIRECTORY,
+                self.resource
+            );
+        }
+    }
+
+    fn unname(&self, index: u32) {
+        let directory = Path::new(links::DIRECTORY);
+        links::remove(directory, &self.resource, self.volume, index);
+    }
+
+    /// Why a device waits, in the log when it is new.
+    fn note_waiting(&self, why: &str) {
+        let mut told = lock(&self.told);
+        if told.reason != why {
+            tracing::info!(
+                resource = %self.resource,
+                "{} waits; this node does not become Primary yet: {why}",
+                told.path
+            );
+            told.reason = why.to_owned();
+        }
+    }
+
+    /// Makes `status` say where it stands.
+    fn tell(&self, state: &State, trouble: Option<&Trouble>) {
+        let mut told = lock(&self.told);
+        let (path, word, reason) = match state {
+            State::Detached => (self.wanted.to_string(), "detached", String::new()),
+            State::Attached(a) => (format!("/dev/nbd{}", a.index), "attached", String::new()),
+            State::Waiting { index, .. } => {
+                // What it waits for was noted by who found out.
+                let known = (told.state == "waiting").then(|| told.reason.clone());
+                (
+                    format!("/dev/nbd{index}"),
+                    "waiting",
+                    known.unwrap_or_default(),
+                )
+            }
+            State::GivenUp { index, why } => (format!("/dev/nbd{index}"), "given-up", why.clone()),
+        };
+        *told = DeviceStatus {
+            path,
+            state: word.to_owned(),
+            reason: trouble.map_or(reason, Trouble::text),
+        };
+    }
+
+    /// `primary` has succeeded: attaches the device, or says why there is none.
+    pub(crate) async fn after_promotion(&self, running: &Arc<Running>) -> Result<(), ErrorBody> {
+        let node = lock(&running.config).me.name.clone();
+        self.reconcile(running)
+            .await
+            .map_err(|trouble| trouble.after_promotion(&node))
+    }
+}
+
+/// Names of a device that somebody else detached while no daemon ran: its number may be another's by now.
+/// Those that lead to a device of another daemon of this machine are that one's.
+fn remove_stale_names(resource: &str, volume: u16) {
+    let directory = Path::new(links::DIRECTORY);
+    if let Some(index) = links::target(directory, resource, volume) {
+        let backend = sysfs::backend(Path::new(sysfs::BLOCK), index);
+        if !backend.is_some_and(|b| b.starts_with(BACKEND)) {
+            links::remove(directory, resource, volume, index);
+        }
+    }
+}
+
+/// What the kernel's client is told of the export: flags it does not know it ignores. CAN_MULTI_CONN is
+/// true, and yet there is one connection.
+fn kernel_flags() -> TransmissionFlags {
+    TransmissionFlags::HAS_FLAGS
+        | TransmissionFlags::SEND_FLUSH
+        | TransmissionFlags::SEND_FUA
+        | TransmissionFlags::SEND_TRIM
+        | TransmissionFlags::SEND_WRITE_ZEROES
+        | TransmissionFlags::CAN_MULTI_CONN
+}
+
+/// Ends a device and gives the claim on it back. Answers whether it is gone: it stays, without being of
+/// use, until the last who has it open closes it.
+fn disconnect(index: u32, claim: Option<OwnedFd>) -> Result<bool, NetlinkError> {
+    let mut nbd = Nbd::open()?;
+    nbd.disconnect(index)?;
+    drop(claim);
+    let began = Instant::now();
+    while nbd.is_connected(index)? {
+        if began.elapsed() > LAST_CLOSE {
+            return Ok(false);
+        }
+        std::thread::sleep(LINK_RETRY);
+    }
+    Ok(true)
+}
+
+/// Runs what may wait in a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,229 @@
+//! Taking the device away: for `secondary`, for `down`, and when the daemon ends.
+
+use super::holders::{self, Claim};
+use super::{Attached, CLIENT, KernelDevice, State, blocking, disconnect, trouble};
+use crate::api::ErrorBody;
+use crate::daemon::running::Running;
+use crate::daemon::supervisor::error;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use twinblk_engine::event::Role;
+use userspace_nbd::kernel::Timeouts;
+
+/// How long those who only look at a device (udev) may hold it.
+const PASSING: Duration = Duration::from_secs(5);
+/// Time between two looks at them.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the kernel may take to write out what is in its cache.
+const CLAIM_TIME: Duration = Duration::from_secs(20);
+/// How long the last requests may take.
+const LAST_REQUESTS: Duration = Duration::from_secs(20);
+/// How long a request may be under way, when the daemon is about to end, until the kernel sends it again
+/// to the next one.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// The device stays away while this lives.
+#[derive(Debug)]
+pub(crate) struct Released<'a>(&'a KernelDevice);
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.0.held_back.store(false, Ordering::Relaxed);
+        self.0.wake();
+    }
+}
+
+impl KernelDevice {
+    /// Detaches the device so that the node can be demoted. Refused while somebody holds it.
+    pub(crate) async fn release(&self, running: &Arc<Running>) -> Result<Released<'_>, ErrorBody> {
+        let mut state = self.state.lock().await;
+        self.nobody_else(running).await?;
+        let old = std::mem::replace(&mut *state, State::Detached);
+        let (new, result) = match old {
+            State::Attached(attached) => self.detach(attached, false).await,
+            // The node is not Primary, or the device has no part in it.
+            other => (other, Ok(())),
+        };
+        self.tell(&new, None);
+        *state = new;
+        result.map(|()| self.hold_back())
+    }
+
+    /// Detaches it, so that the resource can go down. By force, whoever holds it gets I/O errors.
+    pub(crate) async fn release_for_down(
+        &self,
+        running: &Arc<Running>,
+        force: bool,
+    ) -> Result<Released<'_>, ErrorBody> {
+        let mut state = self.state.lock().await;
+        if !force {
+            self.nobody_else(running).await?;
+        }
+        let old = std::mem::replace(&mut *state, State::Detached);
+        let (new, result) = match old {
+            State::Attached(attached) => self.detach(attached, force).await,
+            State::Waiting { index, base } => match self.drop_unserved(index, force).await {
+                Ok(new) => (new, Ok(())),
+                Err(e) => (State::Waiting { index, base }, Err(e)),
+            },
+            State::GivenUp { index, why } => match self.drop_unserved(index, force).await {
+                Ok(new) => (new, Ok(())),
+                Err(e) => (State::GivenUp { index, why }, Err(e)),
+            },
+            State::Detached => (State::Detached, Ok(())),
+        };
+        self.tell(&new, None);
+        *state = new;
+        result.map(|()| self.hold_back())
+    }
+
+    fn hold_back(&self) -> Released<'_> {
+        self.held_back.store(true, Ordering::Relaxed);
+        Released(self)
+    }
+
+    /// Other clients keep the node Primary: then the device stays too.
+    async fn nobody_else(&self, running: &Arc<Running>) -> Result<(), ErrorBody> {
+        let Ok(reply) = running.status().await else {
+            return Ok(());
+        };
+        let mut others = reply.status.open_clients;
+        others.retain(|name| name != CLIENT);
+        if reply.status.role != Role::Primary || others.is_empty() {
+            return Ok(());
+        }
+        let reason = format!(
+            "{} client(s) hold the export: {}",
+            others.len(),
+            others.join(", ")
+        );
+        let way_out = "end them (disconnect the NBD client), then try again";
+        Err(error("in-use", 12, reason, way_out))
+    }
+
+    async fn detach(&self, attached: Attached, force: bool) -> (State, Result<(), ErrorBody>) {
+        let index = attached.index;
+        let claim = match self.claim_free(index).await {
+            Ok(claim) => Some(claim),
+            Err(_) if force => None,
+            Err(e) => return (State::Attached(attached), Err(e)),
+        };
+        let mut link = attached.link;
+        let ended = blocking(move || disconnect(index, claim)).await;
+        // The engine may go on only when its last request is answered.
+        let waited = tokio::time::timeout(LAST_REQUESTS, link.wait_gone()).await;
+        self.unname(index);
+        match ended {
+            Ok(true) => tracing::info!(resource = %self.resource, "/dev/nbd{index} is detached"),
+            Ok(false) | Err(_) => {
+                let why = "it was detached";
+                let state = self.given_up(index, why);
+                return match (ended, force) {
+                    (Err(e), false) => {
+                        let e = trouble::Trouble::of_order(index, e);
+                        (state, Err(error("device", 10, e.reason(), &e.way_out())))
+                    }
+                    _ => (state, Ok(())),
+                };
+            }
+        }
+        if waited.is_err() {
+            let reason = format!(
+                "requests of /dev/nbd{index} are still under way after {} s",
+                LAST_REQUESTS.as_secs()
+            );
+            let e = error("timeout", 5, reason, "look at `twinblk status`, try again");
+            return (State::Detached, Err(e));
+        }
+        (State::Detached, Ok(()))
+    }
+
+    /// Claims the device, or says who holds it.
+    async fn claim_free(&self, index: u32) -> Result<std::os::fd::OwnedFd, ErrorBody> {
+        let began = Instant::now();
+        loop {
+            let claim = tokio::time::timeout(CLAIM_TIME, blocking(move || holders::claim(index)));
+            match claim.await {
+                Ok(Ok(Claim::Free(device))) => return Ok(device),
+                Ok(Ok(Claim::Held(holders))) => {
+                    let passing = holders.iter().all(holders::Holder::is_passing);
+                    if !passing || began.elapsed() > PASSING {
+                        return Err(trouble::in_use(index, &holders));
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+                Ok(Err(e)) => {
+                    let reason = format!("/dev/nbd{index} cannot be opened: {e}");
+                    let way_out = "if it is broken: `twinblk down --force`, which detaches it";
+                    return Err(error("device", 10, reason, way_out));
+                }
+                Err(_) => {
+                    let reason = format!(
+                        "/dev/nbd{index} does not answer within {} s: writes are still on their way",
+                        CLAIM_TIME.as_secs()
+                    );
+                    return Err(error("timeout", 5, reason, "look at `twinblk status`"));
+                }
+            }
+        }
+    }
+
+    /// A device that nobody serves: it must not be opened, that would wait.
+    async fn drop_unserved(&self, index: u32, force: bool) -> Result<State, ErrorBody> {
+        let holders = blocking(move || holders::find(index)).await;
+        if !holders.is_empty() && !force {
+            return Err(trouble::in_use(index, &holders));
+        }
+        let (state, result) = self.end(index, "it was taken down").await;
+        result
+            .map(|()| state)
+            .map_err(|e| error("device", 10, e.reason(), &e.way_out()))
+    }
+
+    /// The daemon ends. A device that somebody holds stays in the kernel, where I/O waits for the next
+    /// daemon; one that nobody holds goes.
+    pub(crate) async fn leave(&self) {
+        let mut state = self.state.lock().await;
+        self.held_back.store(true, Ordering::Relaxed);
+        let old = std::mem::replace(&mut *state, State::Detached);
+        let State::Attached(attached) = old else {
+            // It waits already, or has ended.
+            *state = old;
+            return;
+        };
+        let (index, dead) = (attached.index, attached.timeouts.dead);
+        // What is under way when the connection ends is sent again after this time, not the usual one.
+        let request = attached.timeouts.request.min(SHORT);
+        let short = self.order_change(index, None, Timeouts { request, dead });
+        if let Err(trouble) = short.await {
+            tracing::warn!(resource = %self.resource, "{}", trouble.text());
+        }
+        match self.detach(attached, false).await {
+            (State::Attached(mut attached), held) => {
+                if let Err(e) = held {
+                    tracing::info!(
+                        resource = %self.resource,
+                        "{}; its I/O waits up to {} s for the daemon to be back",
+                        e.reason,
+                        dead.as_secs()
+                    );
+                }
+                attached.link.cut();
+                let gone = attached.link.wait_gone();
+                if tokio::time::timeout(LAST_REQUESTS, gone).await.is_err() {
+                    tracing::warn!(
+                        resource = %self.resource,
+                        "requests of /dev/nbd{index} are still under way"
+                    );
+                }
+            }
+            (other, result) => {
+                if let Err(e) = result {
+                    tracing::warn!(resource = %self.resource, "{}", e.reason);
+                }
+                *state = other;
+            }
+        }
+    }
+}
