@@ -1,7 +1,7 @@
 //! What went wrong for others, in shape: faults that other replicators had to mend, told to two nodes
 //! under many seeds. The named invariants watch all the while; each story adds what only it can say.
 
-use crate::plan::{Fault, MS, SECOND};
+use crate::plan::{Fault, MS, Plan, SECOND};
 use crate::story::{ALL, PRIMARY, tell};
 use crate::world::World;
 use twinblk_engine::command::Command;
@@ -119,8 +119,8 @@ fn of_two_promotions_at_once_at_most_one_wins() {
 /// A throttled resync does not lose ground to writes, and does not stall at the last blocks.
 #[test]
 fn a_throttled_resync_finishes_under_writes() {
-    each(&[Protocol::C, Protocol::A], |w| {
-        w.plan.resync_rate = 256 << 10;
+    let throttled = |plan: &mut Plan| plan.resync_rate = 256 << 10;
+    tell(2, &[Protocol::C, Protocol::A], throttled, |w| {
         w.in_step();
         w.inject(Fault::Kill, 1, 0, 0, 0);
         w.wait("noticed", |w| {

@@ -100,8 +100,8 @@ fn what_verify_marks_is_copied_by_the_next_connect() {
 /// stays in it, nothing false is told, and the next one runs to its end.
 #[test]
 fn a_verify_may_be_cut_anywhere() {
-    each(&ALL, |w| {
-        w.plan.resync_rate = w.net_rng.pick(&[0, 1 << 20]);
+    let throttled = |plan: &mut Plan| plan.resync_rate = (plan.seed % 2) << 20;
+    tell(2, &ALL, throttled, |w| {
         w.in_step();
         let ordered = w.net_rng.index(2);
         let repair = w.net_rng.per_mille(500);
@@ -246,7 +246,12 @@ fn transactions(w: &World) -> u64 {
 #[test]
 fn a_verify_may_be_ended_by_a_disconnect() {
     let (cut, logged) = (Cell::new(0), Cell::new(0));
-    tell(2, &ALL, tiny_log, |w| {
+    let slow = |plan: &mut Plan| {
+        tiny_log(plan);
+        plan.resync_rate = 1 << 20;
+        plan.sectors = 512;
+    };
+    tell(2, &ALL, slow, |w| {
         w.in_step();
         let (verifies, leaves) = (w.net_rng.index(2), w.net_rng.index(2));
         let before = transactions(w);

@@ -16,21 +16,27 @@ fn a_generation_that_was_told_and_never_received_is_not_taken_for_granted() {
     let outcomes = RefCell::new([0; 4]);
     tell_varied(3, &ALL, |w| {
         w.in_step();
-        for i in 0..4 {
-            w.write(0, i * 8, 8);
-        }
         w.part(0, 2, true);
-        w.notices(0, 2);
-        w.write(0, 32, 8);
-        let trip = 3 * (w.plan.link_delay + 4 * w.plan.disk_delay);
-        w.a_moment(trip);
+        // Something is on its way to the other when the loss is noticed.
+        for i in 0.. {
+            w.write(0, i % 4 * 8, 8);
+            w.a_moment(2 * MS);
+            if !w.is_connected(0, 2) {
+                break;
+            }
+        }
+        if w.net_rng.per_mille(500) {
+            w.write(0, 32, 8);
+        }
+        let trip = w.plan.link_delay + 4 * w.plan.disk_delay;
+        w.a_moment(2 * trip);
         w.part(0, 1, true);
         let told = w.plan.seed % 4;
         let power = w.net_rng.per_mille(500);
         if told == 1 {
             w.falls(0, power);
         }
-        if told > 0 && w.net_rng.per_mille(400) {
+        if told > 0 && w.net_rng.per_mille(600) {
             // What was received and not yet flushed may be gone, and the word may be there.
             w.falls(1, true);
             w.boot(1);
