@@ -5,7 +5,7 @@
 //! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`]
 //! and [`admin`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what each copy may
 //! hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`], [`campaign`]
-//! many of them, [`reduce`] makes a failing one short.
+//! many of them, [`reduce`] makes a failing one short. Its tests tell named stories (`story`).
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,16 @@ pub mod run;
 pub mod sabotaged;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod scenarios_orders;
+#[cfg(test)]
+mod scenarios_resync;
+#[cfg(test)]
+mod scenarios_survivors;
+#[cfg(test)]
+mod scenarios_three;
+#[cfg(test)]
+mod story;
 mod told;
 pub mod trace;
 pub mod world;
