@@ -64,10 +64,16 @@ fn a_resync_whose_source_dies_goes_on_from_another() {
             if w.nodes[2].syncing_from != Some(source) {
                 break;
             }
+            let other = 1 - source;
+            if w.disk_of(other) == DiskState::Inconsistent {
+                // It was Primary and crashed: what that has cost is copied to it first. Without a
+                // whole copy left all would wait.
+                w.wait("the other is whole", |w| w.are_in_step(source, other));
+                continue;
+            }
             deaths.set(deaths.get() + 1);
             let power = w.net_rng.per_mille(300);
             w.falls(source, power);
-            let other = 1 - source;
             w.notices(2, source);
             w.wait("it goes on by itself", |w| {
                 w.nobody_refuses();
