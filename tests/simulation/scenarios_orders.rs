@@ -14,6 +14,30 @@ fn each(protocols: &[Protocol], story: impl Fn(&mut World)) {
     tell(2, protocols, |_| {}, story);
 }
 
+/// What may happen to any two nodes, whatever they are at: (what, to whom).
+const ANYWHERE: [(Fault, usize); 7] = [
+    (Fault::Cut, 0),
+    (Fault::HalfOpen, 0),
+    (Fault::Kill, 0),
+    (Fault::Kill, 1),
+    (Fault::PowerCut, 0),
+    (Fault::PowerCut, 1),
+    (Fault::Blackout, 0),
+];
+
+const IN_METADATA: [(Fault, usize); 2] = [
+    (Fault::PowerCutInMetadata, 0),
+    (Fault::PowerCutInMetadata, 1),
+];
+
+/// One of these happens, or of those that may happen anywhere. Answers to whom.
+fn something_strikes(w: &mut World, others: &[(Fault, usize)]) -> usize {
+    let all: Vec<(Fault, usize)> = ANYWHERE.iter().chain(others).copied().collect();
+    let (fault, n) = w.net_rng.pick(&all);
+    w.inject(fault, n, 1 - n, SECOND, 1);
+    n
+}
+
 fn verify(repair: bool) -> Command {
     Command::Verify { peer: None, repair }
 }
@@ -112,18 +136,7 @@ fn a_verify_may_be_cut_anywhere() {
         }
         let pause = w.net_rng.below(12 * MS);
         w.after_a_while(pause);
-        let (fault, n) = w.net_rng.pick(&[
-            (Fault::Cut, 0),
-            (Fault::HalfOpen, 0),
-            (Fault::Kill, 0),
-            (Fault::Kill, 1),
-            (Fault::PowerCut, 0),
-            (Fault::PowerCut, 1),
-            (Fault::Blackout, 0),
-            (Fault::Pause, 1),
-            (Fault::ReadError, 1),
-        ]);
-        w.inject(fault, n, 1 - n, SECOND, 1);
+        something_strikes(w, &[(Fault::Pause, 1), (Fault::ReadError, 1)]);
         w.after_a_while(5 * SECOND);
         for n in 0..2 {
             w.wait("it is up", |w| w.nodes[n].engine.is_some());
@@ -180,18 +193,7 @@ fn a_resize_may_meet_every_metadata_transaction() {
             let pause = w.net_rng.below(2 * MS);
             w.after_a_while(pause);
         }
-        let (fault, n) = w.net_rng.pick(&[
-            (Fault::Cut, 0),
-            (Fault::HalfOpen, 0),
-            (Fault::Kill, 0),
-            (Fault::Kill, 1),
-            (Fault::PowerCut, 0),
-            (Fault::PowerCut, 1),
-            (Fault::PowerCutInMetadata, 0),
-            (Fault::PowerCutInMetadata, 1),
-            (Fault::Blackout, 0),
-        ]);
-        w.inject(fault, n, 1 - n, SECOND, 1);
+        let n = something_strikes(w, &IN_METADATA);
         w.after_a_while(5 * SECOND);
         w.nodes[n].faults = crate::node::DiskFaults::default();
         w.wait("both are back", |w| {
@@ -321,17 +323,7 @@ fn a_resize_may_meet_every_transaction_of_the_log() {
         );
         writes_below(w, sectors);
         growing.set(growing.get() + transactions(w) - before);
-        let (fault, n) = w.net_rng.pick(&[
-            (Fault::Cut, 0),
-            (Fault::HalfOpen, 0),
-            (Fault::Kill, 0),
-            (Fault::PowerCut, 0),
-            (Fault::PowerCut, 1),
-            (Fault::PowerCutInMetadata, 0),
-            (Fault::PowerCutInMetadata, 1),
-            (Fault::Blackout, 0),
-        ]);
-        w.inject(fault, n, 1 - n, SECOND, 1);
+        let n = something_strikes(w, &IN_METADATA);
         for _ in 0..4 {
             if w.runs(0) && w.nodes[0].role == Role::Primary {
                 writes_below(w, sectors);
