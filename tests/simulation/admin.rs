@@ -13,6 +13,9 @@ use twinblk_engine::ids::CommandId;
 use twinblk_engine::input::Input;
 use twinblk_engine::status::Status;
 
+/// So long nobody had current data when somebody forces a copy that is not.
+const A_WHILE: u64 = 100 * SECOND;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Admin {
@@ -26,6 +29,8 @@ pub struct Admin {
     starts_over: Vec<bool>,
     /// Somebody has forced the first promotion.
     begun: bool,
+    /// Disturbances are over, all are up, and nobody has had current data since.
+    nobody_since: Option<u64>,
     /// Answers, by order.
     pub answers: BTreeMap<u64, CommandResult>,
     /// Keep answers.
@@ -42,6 +47,7 @@ impl Admin {
             stops: vec![false; plan.nodes],
             starts_over: vec![false; plan.nodes],
             begun: false,
+            nobody_since: None,
             answers: BTreeMap::new(),
             keeps_answers: false,
         }
@@ -78,6 +84,10 @@ impl World {
         self.trace
             .line(self.now, || format!("{n}: order {id} {command:?}"));
         self.trace.count(&format!("order {}", word(&command)));
+        // To promote somebody who is not fit changes nothing.
+        if !matches!(command, Command::Primary { force: false }) {
+            self.resyncs = 0;
+        }
         match &command {
             Command::Invalidate => self.oracle.expendable(n),
             Command::Connect {
@@ -286,11 +296,11 @@ impl World {
             let n = if self.admin.begun {
                 self.admin.rng.index(self.plan.nodes)
             } else {
-                0
+                self.left().next().unwrap_or(0)
             };
             if states[n].is_some() {
                 let fresh = !self.admin.begun;
-                let all = states.iter().all(Option::is_some);
+                let all = self.left().all(|n| states[n].is_some());
                 if !fresh || all {
                     self.order(n, Command::Primary { force: fresh });
                 }
@@ -428,19 +438,36 @@ impl World {
         }
     }
 
-    /// At the end: connected, and nobody has current data.
+    /// At the end nobody has current data, and nobody who is left will get them from elsewhere: the best
+    /// copy is declared current. That is seen when all are connected and wait; and when time passes and
+    /// nothing comes of it.
     fn nobody_is_current(&mut self, states: &[Option<Status>]) {
-        let all: Vec<DiskState> = states.iter().flatten().map(|s| s.volumes[0].disk).collect();
-        let quiet = states.iter().flatten().all(|s| {
-            s.peers.iter().all(|p| {
+        let left: Vec<usize> = self.left().collect();
+        let all: Vec<(DiskState, usize)> = left
+            .iter()
+            .filter_map(|&n| Some((states[n].as_ref()?.volumes[0].disk, n)))
+            .collect();
+        let current = all.iter().any(|&(disk, _)| disk == DiskState::UpToDate);
+        if all.len() < left.len() || current {
+            self.admin.nobody_since = None;
+            return;
+        }
+        let since = *self.admin.nobody_since.get_or_insert(self.now);
+        let waits = |s: &Status| {
+            let peers = &mut s
+                .peers
+                .iter()
+                .filter(|p| self.lost != Some(usize::from(p.node.0)));
+            peers.all(|p| {
                 p.connection == ConnState::Connected && p.volumes.iter().all(|v| v.resync.is_none())
             })
-        });
-        if all.len() == self.plan.nodes && quiet && all.iter().all(|&d| d < DiskState::UpToDate) {
-            let best = all.iter().max().copied();
-            let n = all.iter().position(|&d| Some(d) == best).unwrap_or(0);
+        };
+        if states.iter().flatten().all(waits) || self.now - since > A_WHILE {
+            let best = all.iter().rev().max_by_key(|&&(disk, _)| disk);
             self.trace.count("one declared current");
-            self.order(n, Command::Primary { force: true });
+            if let Some(&(_, n)) = best {
+                self.order(n, Command::Primary { force: true });
+            }
         }
     }
 }

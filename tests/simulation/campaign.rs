@@ -48,9 +48,11 @@ impl Campaign {
     /// Runs it.
     pub fn run(&self) -> Report {
         let plan = |seed| {
-            let mut plan = Plan::new(seed);
-            plan.nodes = self.nodes.unwrap_or(plan.nodes);
-            plan
+            let plan = Plan::new(seed);
+            match self.nodes {
+                Some(nodes) => plan.on(nodes),
+                None => plan,
+            }
         };
         let next = AtomicU64::new(self.seeds.start);
         let stop = AtomicBool::new(false);

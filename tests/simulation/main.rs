@@ -155,7 +155,9 @@ fn main() -> ExitCode {
             careful,
         } => {
             let mut plan = Plan::new(seed);
-            plan.nodes = nodes.unwrap_or(plan.nodes);
+            if let Some(nodes) = nodes {
+                plan = plan.on(nodes);
+            }
             plan.without = without;
             plan.most = most.unwrap_or(plan.most);
             plan.clients = clients.unwrap_or(plan.clients);
