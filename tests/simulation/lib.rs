@@ -4,8 +4,9 @@
 //!
 //! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`]
 //! and [`admin`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what each copy may
-//! hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`], [`campaign`]
-//! many of them, [`reduce`] makes a failing one short. Its tests tell named stories (`story`).
+//! hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`], [`campaign`] many of
+//! them, [`coverage`] what they must have met, [`reduce`] makes a failing one short. Its tests tell
+//! named stories (`story`).
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ pub mod campaign;
 mod carry_out;
 mod chaos;
 pub mod clients;
+pub mod coverage;
 pub mod disk;
 mod invariants;
 mod links;
