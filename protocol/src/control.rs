@@ -197,6 +197,8 @@ pub struct Generations {
     pub current: u64,
     /// History, newest first.
     pub history: Vec<u64>,
+    /// Real bitmap UUIDs, by node number: they may be older than what the history holds.
+    pub bases: Vec<(u8, u64)>,
 }
 
 /// A change that needs the peer's consent.

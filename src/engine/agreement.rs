@@ -64,7 +64,12 @@ impl Resource {
             }
             let said = self.peers[p].link.as_ref().map(|l| l.said);
             if said.is_some_and(|said| parks(said, params.reach)) {
-                return self.park(p);
+                // What was said may be over: nobody would make a parked link anew for it.
+                return if parks(self.reach(), params.reach) {
+                    self.park(p)
+                } else {
+                    self.renegotiate_peer(p, "data do not come from another node any more")
+                };
             }
             if params.reach == Reach::Primary {
                 self.leader_appeared(p);
@@ -456,6 +461,9 @@ impl Resource {
             }
             self.peers[p].volumes[v].lacks_current =
                 !same(fact.current, self.volumes[v].generations.current);
+            if equal {
+                self.others_may_have_caught_up(p, v);
+            }
             self.peers[p].volumes[v].later = decision.direction == Direction::Later;
             self.peers[p].volumes[v].start = SyncStart {
                 peer_current: fact.current,

@@ -160,6 +160,7 @@ impl Generations {
         let base = self.bitmap[peer.slot()];
         if is_created(base) || same(base, self.current) {
             self.bitmap[peer.slot()] = fresh & !PRIMARY_BIT;
+            self.push_history(fresh);
         }
     }
 
@@ -182,17 +183,32 @@ impl Generations {
 
     /// A resync from this peer ended: this copy is now what the peer's is. A third node that was left
     /// at a generation which is none of the peer's is not behind this copy: the two have parted, and
-    /// that must be seen when they meet.
-    pub fn adopt(&mut self, peer: NodeId, current: u64, history: &[u64]) {
+    /// that must be seen when they meet. `bases` are the peer's bitmap UUIDs, by node: a generation so
+    /// old that the history has lost it is still one of the peer's. To a copy that was just created,
+    /// and so has every block marked for that node, its base is news.
+    pub fn adopt(&mut self, peer: NodeId, current: u64, history: &[u64], bases: &[(u8, u64)]) {
         self.toward = 0;
         self.bitmap[peer.slot()] = 0;
         self.current = current & !PRIMARY_BIT;
         self.set_history(history.iter().copied());
-        for slot in &mut self.bitmap {
-            if !is_created(*slot) && !self.history.contains(slot) {
+        for (node, slot) in self.bitmap.iter_mut().enumerate() {
+            let known = bases.iter().any(|(_, base)| same(*base, *slot));
+            if !is_created(*slot) && !self.history.contains(slot) && !known {
                 *slot = 0;
             }
+            let theirs = bases.iter().find(|(n, _)| usize::from(*n) == node);
+            if *slot == UUID_JUST_CREATED
+                && let Some((_, base)) = theirs
+            {
+                *slot = base & !PRIMARY_BIT;
+            }
         }
+    }
+
+    /// The bitmap UUIDs, by node.
+    pub fn bases(&self) -> impl Iterator<Item = (u8, u64)> + '_ {
+        let numbered = (0u8..).zip(self.bitmap);
+        numbered.filter(|&(_, base)| !is_created(base))
     }
 
     /// This peer is in step: no block is marked for it any more.
@@ -235,9 +251,15 @@ impl Generations {
         self.forget(uuid);
     }
 
+    /// A base was in the history when it was set. If it has fallen off the end by now it is older than
+    /// all that is there, and comes back as the oldest: a node may still be met at it.
     fn clear_slot(&mut self, peer: NodeId) {
         let old = core::mem::take(&mut self.bitmap[peer.slot()]);
-        self.push_history(old);
+        if is_created(old) || same(old, self.current) || self.history.contains(&old) {
+            return;
+        }
+        let end = self.history().count().min(HISTORY - 1);
+        self.history[end] = old;
     }
 
     /// Puts a superseded generation at the front; the oldest may fall off the end. One that is there

@@ -105,7 +105,7 @@ fn a_resync_leaves_both_sides_with_the_same_generation() {
         "it already is at the base"
     );
     source.resync_finished_with(P2);
-    target.adopt(P1, source.current, &history(&source));
+    target.adopt(P1, source.current, &history(&source), &[]);
     assert_eq!(
         (target.current, target.base_for(P1)),
         (Y, 0),
@@ -141,9 +141,9 @@ fn a_copy_that_was_given_up_leaves_no_base_for_others() {
     g.begin_target(P1, X, Z, once(P2));
     assert_eq!(g.base_for(P2), Y, "it is at what this copy was");
     let mut parted = g.clone();
-    parted.adopt(P1, Z, &[X]);
+    parted.adopt(P1, Z, &[X], &[]);
     assert_eq!(parted.base_for(P2), 0, "the source never was at Y");
-    g.adopt(P1, Z, &[Y, X]);
+    g.adopt(P1, Z, &[Y, X], &[]);
     assert_eq!(g.base_for(P2), Y, "the source went on from Y");
 }
 
@@ -185,7 +185,7 @@ fn declared_equal_copies_are_in_step_with_everybody() {
 fn the_oldest_generation_falls_off_the_end() {
     let mut g = at(X);
     for n in 1..=HISTORY as u64 + 3 {
-        g.bitmap[P1.slot()] = n << 20;
+        g.begin_source(P1, n << 20);
         g.resync_finished_with(P1);
     }
     let expected: Vec<u64> = (1..=HISTORY as u64 + 3)
@@ -194,6 +194,39 @@ fn the_oldest_generation_falls_off_the_end() {
         .map(|n| n << 20)
         .collect();
     assert_eq!(history(&g), expected);
+}
+
+/// A node may be away for more generations than the history holds.
+#[test]
+fn a_base_that_fell_off_the_history_is_the_oldest_there_is() {
+    let mut g = at(X);
+    for n in 1..=HISTORY as u64 + 3 {
+        g.force_new_current(n << 20, once(P1));
+    }
+    assert_eq!(g.base_for(P1), X);
+    assert!(!history(&g).contains(&X));
+    let mut other = Generations::from_parts(X, [0; 16], []);
+    other.force_new_current(Y, once(P1));
+    let mut created = Generations::default();
+    created.bitmap[P1.slot()] = UUID_JUST_CREATED;
+    for (copy, why) in [
+        (
+            &mut other,
+            "P1 is behind this copy, however long ago it was left",
+        ),
+        (
+            &mut created,
+            "every block is marked for it, so this base will do",
+        ),
+    ] {
+        let bases: Vec<_> = g.bases().collect();
+        copy.adopt(P2, g.current, &history(&g), &bases);
+        assert_eq!(copy.base_for(P1), X, "{why}");
+    }
+    let newer = history(&g)[..HISTORY - 1].to_vec();
+    g.resync_finished_with(P1);
+    assert_eq!(history(&g)[..HISTORY - 1], newer);
+    assert_eq!(history(&g)[HISTORY - 1], X);
 }
 
 #[test]
@@ -311,7 +344,7 @@ fn apply(g: &mut Generations, step: &Step) {
             current,
             history,
         } => {
-            g.adopt(NodeId(*peer), *current, history);
+            g.adopt(NodeId(*peer), *current, history, &[]);
             assert!(same(g.current, *current) && g.base_for(NodeId(*peer)) == 0);
         }
         Step::Finished { peer } => {

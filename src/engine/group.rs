@@ -186,6 +186,16 @@ impl Resource {
         }
     }
 
+    /// A peer that has the current generation was out of sight: while it was, it may have brought others
+    /// to it, so that none of those who get no writes is known any more to lack it.
+    pub(crate) fn others_may_have_caught_up(&mut self, p: usize, v: usize) {
+        for x in (0..self.peers.len()).filter(|&x| x != p) {
+            if !self.peers[x].receives(v) {
+                self.peers[x].volumes[v].lacks_current &= sabotage::is(Mistake::BehindForEver);
+            }
+        }
+    }
+
     /// A connected peer is Primary, or is about to be agreed with as one.
     pub(crate) fn leader_appeared(&mut self, p: usize) {
         if !self.is_group() || self.role == Role::Primary {

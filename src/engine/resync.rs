@@ -333,6 +333,7 @@ impl Resource {
         let generations = WireGenerations {
             current: volume.generations.current,
             history: volume.generations.history().collect(),
+            bases: volume.generations.bases().collect(),
         };
         let in_step = self.in_step(v);
         if let Some(resync) = &mut self.peers[p].volumes[v].resync {
@@ -386,9 +387,12 @@ impl Resource {
             };
             resync.is_adopting = true;
             let volume = &mut self.volumes[v];
-            volume
-                .generations
-                .adopt(node, generations.current, &generations.history);
+            volume.generations.adopt(
+                node,
+                generations.current,
+                &generations.history,
+                &generations.bases,
+            );
             self.peers[p].volumes[v].lacks_current = false;
             let worth = self.worth_of_source(p, v);
             self.set_flags(v, MdFlags::CONSISTENT, true);

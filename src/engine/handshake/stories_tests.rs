@@ -66,7 +66,7 @@ fn failover_and_the_old_primary_returns() {
     let before = with(&b, B);
     let history: Vec<u64> = b.history().collect();
     a.begin_target(B, b.base_for(A), b.current, [].into_iter());
-    a.adopt(B, b.current, &history);
+    a.adopt(B, b.current, &history, &[]);
     let d = meet(&before, &with(&a, A));
     expect(&d, Rule::SameGeneration, Direction::None, Amount::Nothing);
     assert!(d.finish_leftover);
