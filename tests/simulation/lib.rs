@@ -32,13 +32,13 @@ pub mod sabotaged;
 mod scenarios;
 #[cfg(test)]
 mod scenarios_orders;
-#[cfg(test)]
+#[cfg(any(test, sabotage))]
 mod scenarios_resync;
-#[cfg(test)]
+#[cfg(any(test, sabotage))]
 mod scenarios_survivors;
-#[cfg(test)]
+#[cfg(any(test, sabotage))]
 mod scenarios_three;
-#[cfg(test)]
+#[cfg(any(test, sabotage))]
 mod story;
 mod told;
 pub mod trace;

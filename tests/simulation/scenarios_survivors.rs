@@ -7,14 +7,14 @@ use crate::story::{ALL, PRIMARY, all_seeds, tell_varied};
 use crate::world::World;
 use std::cell::Cell;
 use std::ops::Range;
-use twinblk_engine::command::RefusalKind;
+use twinblk_engine::command::{Command, RefusalKind};
 use twinblk_engine::config::Protocol;
-use twinblk_engine::event::{DiskState, Role};
+use twinblk_engine::event::{ConnState, DiskState, Role};
 
 /// A survivor is not served as current before it has met the others, not even after a restart; when
 /// they have met it is.
-#[test]
-fn a_survivor_is_not_promoted_before_it_met_the_others() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_survivor_is_not_promoted_before_it_met_the_others() {
     tell_varied(3, &ALL, |w| {
         w.in_step();
         for i in 0..4 {
@@ -64,8 +64,8 @@ fn is_in_doubt(w: &mut World, n: usize) {
 }
 
 /// Survivors of one generation with blocks marked: the difference is copied, not dropped.
-#[test]
-fn what_survivors_of_one_generation_have_marked_is_copied() {
+#[cfg_attr(test, test)]
+pub(crate) fn what_survivors_of_one_generation_have_marked_is_copied() {
     let (differed, compared) = (Cell::new(0), Cell::new(0));
     tell_varied(3, &ALL, |w| {
         w.in_step();
@@ -102,8 +102,8 @@ fn what_survivors_of_one_generation_have_marked_is_copied() {
 
 /// One of two peers cannot agree to a promotion: whatever comes of it, the other one's word binds it
 /// for a bounded time only.
-#[test]
-fn a_promotion_that_one_peer_cannot_agree_to_binds_nobody_for_ever() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_promotion_that_one_peer_cannot_agree_to_binds_nobody_for_ever() {
     tell_varied(3, &[Protocol::C, Protocol::A], |w| {
         w.in_step();
         w.demote(0);
@@ -151,8 +151,8 @@ fn a_promotion_that_one_peer_cannot_agree_to_binds_nobody_for_ever() {
 }
 
 /// All ask at the same moment: at most one wins, and nobody is bound afterwards.
-#[test]
-fn of_three_promotions_at_once_at_most_one_wins() {
+#[cfg_attr(test, test)]
+pub(crate) fn of_three_promotions_at_once_at_most_one_wins() {
     let won = Cell::new(0);
     tell_varied(3, &ALL, |w| {
         w.in_step();
@@ -217,8 +217,8 @@ fn could_be_the_primarys(content: &[u64], sent: &[Sent]) -> Result<(), String> {
 
 /// The Primary dies with writes under way, and its Secondaries lack different ones: each copy is a
 /// state the Primary's could have had, before they meet and after, and then they are the same.
-#[test]
-fn secondaries_that_lack_different_writes_come_to_be_the_same() {
+#[cfg_attr(test, test)]
+pub(crate) fn secondaries_that_lack_different_writes_come_to_be_the_same() {
     let differed = Cell::new(0);
     tell_varied(3, &[Protocol::A, Protocol::B], |w| {
         w.in_step();
@@ -266,5 +266,60 @@ fn secondaries_that_lack_different_writes_come_to_be_the_same() {
     });
     if all_seeds() {
         assert!(differed.get() > 50, "{differed:?}");
+    }
+}
+
+/// Copies that were left behind on purpose, with writes under way, and whose Primary is lost: they are
+/// made the same once, not again and again in a ring, and then wait for a person.
+#[cfg_attr(test, test)]
+pub(crate) fn copies_left_behind_come_to_rest() {
+    let rested = Cell::new(0);
+    tell_varied(4, &ALL, |w| {
+        w.in_step();
+        for i in 0..6 {
+            w.write(0, i * 8, 8);
+            w.a_moment(MS);
+        }
+        for n in 1..4 {
+            w.order(n, Command::Disconnect { peer: None });
+            w.a_moment(w.plan.link_delay);
+        }
+        w.wait("left behind", |w| {
+            (1..4).all(|n| w.disk_of(n) == DiskState::Outdated)
+        });
+        w.falls(0, false);
+        for n in 1..4 {
+            if w.net_rng.per_mille(300) {
+                let power = w.net_rng.per_mille(500);
+                w.falls(n, power);
+                w.boot(n);
+                w.wait("it is attached", |w| w.disk_of(n) > DiskState::Inconsistent);
+            }
+        }
+        for n in 1..4 {
+            w.connect(n);
+        }
+        let pairs = || (1..4).flat_map(|n| (1..4).filter(move |&m| m != n).map(move |m| (n, m)));
+        w.wait("at rest", |w| {
+            pairs().all(|(n, m)| {
+                let whole = w.disk_of(n) > DiskState::Inconsistent;
+                let peer = w.told_of(n, m);
+                whole && peer.connection == ConnState::Connected && peer.volumes[0].out_of_sync == 0
+            })
+        });
+        w.after_a_while(10 * SECOND);
+        let same = (2..4).all(|n| w.nodes[n].disk.data() == w.nodes[1].disk.data());
+        assert!(same, "{}", w.picture());
+        let n = 1 + w.net_rng.index(3);
+        if w.disk_of(n) != DiskState::UpToDate {
+            rested.set(rested.get() + 1);
+            w.ordered(n, PRIMARY).expect_err("others may have more");
+            w.ordered(n, Command::Primary { force: true })
+                .expect("by order");
+        }
+        w.wait("in step", |w| pairs().all(|(n, m)| w.are_in_step(n, m)));
+    });
+    if all_seeds() {
+        assert!(rested.get() > 50, "{rested:?}");
     }
 }

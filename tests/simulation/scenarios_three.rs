@@ -11,8 +11,8 @@ use twinblk_engine::event::{ConnState, DiskState};
 
 /// The Primary tells one peer of a new generation because it has lost the other, and is cut off as it
 /// does: nobody takes for granted that the word arrived.
-#[test]
-fn a_generation_that_was_told_and_never_received_is_not_taken_for_granted() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_generation_that_was_told_and_never_received_is_not_taken_for_granted() {
     let outcomes = RefCell::new([0; 4]);
     tell_varied(3, &ALL, |w| {
         w.in_step();
@@ -100,8 +100,8 @@ fn the_survivors_go_on(w: &mut World) {
 
 /// The Primary knows one peer as behind; meanwhile the other brings that one to the very generation.
 /// Before the Primary writes without it again, a new generation begins.
-#[test]
-fn a_peer_that_a_third_node_brought_up_to_date_is_left_behind_by_a_new_generation() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_peer_that_a_third_node_brought_up_to_date_is_left_behind_by_a_new_generation() {
     tell_varied(3, &ALL, |w| {
         w.in_step();
         w.part(0, 2, true);
@@ -151,8 +151,8 @@ fn a_peer_that_a_third_node_brought_up_to_date_is_left_behind_by_a_new_generatio
 
 /// Many generations, peers that come and go, resyncs from different nodes, and never two that write
 /// apart: nobody is refused, neither as a split brain nor as unrelated.
-#[test]
-fn one_lineage_is_known_as_one_however_long_somebody_was_away() {
+#[cfg_attr(test, test)]
+pub(crate) fn one_lineage_is_known_as_one_however_long_somebody_was_away() {
     tell_varied(3, &[Protocol::C, Protocol::A], |w| {
         w.in_step();
         let mut primary = 0;
@@ -206,8 +206,8 @@ fn one_lineage_is_known_as_one_however_long_somebody_was_away() {
 }
 
 /// However long a disk takes to be attached, nobody connects to a node that has no generations yet.
-#[test]
-fn a_slow_attach_never_lets_a_handshake_pass_without_generations() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_slow_attach_never_lets_a_handshake_pass_without_generations() {
     tell_varied(3, &ALL, |w| {
         w.in_step();
         w.falls(2, false);
@@ -246,8 +246,8 @@ fn a_slow_attach_never_lets_a_handshake_pass_without_generations() {
 }
 
 /// A node whose disk failed in a split brain, and is attached anew, goes through the whole comparison.
-#[test]
-fn a_split_brain_is_seen_by_a_disk_that_is_attached_later() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_split_brain_is_seen_by_a_disk_that_is_attached_later() {
     tell_varied(3, &ALL, |w| {
         w.in_step();
         w.part(0, 1, true);
@@ -298,8 +298,8 @@ impl World {
 
 /// Two pairs, parted, each with a Primary: when they meet all is refused and nothing overwritten; by
 /// order one side gives up what it wrote, and all four are in step.
-#[test]
-fn two_pairs_that_parted_lose_nothing_that_was_not_given_up() {
+#[cfg_attr(test, test)]
+pub(crate) fn two_pairs_that_parted_lose_nothing_that_was_not_given_up() {
     tell_varied(4, &ALL, |w| {
         w.in_step();
         // With a Primary, the other side does not know what the Primary's side got last.
