@@ -302,7 +302,9 @@ impl World {
                 let fresh = !self.admin.begun;
                 let all = self.left().all(|n| states[n].is_some());
                 if !fresh || all {
-                    self.order(n, Command::Primary { force: fresh });
+                    // Half a copy too, and one that others have left behind.
+                    let force = fresh || careless && self.admin.rng.per_mille(300);
+                    self.order(n, Command::Primary { force });
                 }
             }
         }

@@ -9,11 +9,17 @@ use crate::run::Outcome;
 use twinblk_engine::handshake::Rule;
 
 /// What cannot occur with at most so many nodes, and why.
-const UNREACHABLE: [(&str, usize, &str); 2] = [
+const UNREACHABLE: [(&str, usize, &str); 3] = [
     (
         "row unfinished-resync",
         2,
         "it takes a third node that a resync was begun from",
+    ),
+    (
+        "row both-inconsistent",
+        2,
+        "half a copy comes only of a resync from a whole one, and of two nodes the source stays whole: \
+         nobody here makes new metadata for the last whole copy, or overwrites it",
     ),
     (
         "row busy-elsewhere",
@@ -35,7 +41,6 @@ const STATES: [(&str, &[&str]); 4] = [
             "Attaching→Outdated",
             "Attaching→UpToDate",
             "Attaching→Failed",
-            "Inconsistent→Outdated",
             "Inconsistent→UpToDate",
             "Inconsistent→Failed",
             "Outdated→Inconsistent",
@@ -100,7 +105,8 @@ const STATES: [(&str, &[&str]); 4] = [
 ];
 
 /// Changes of state that only three nodes and more meet.
-const STATES_OF_MANY: [&str; 8] = [
+const STATES_OF_MANY: [&str; 9] = [
+    "disk Inconsistent→Outdated",
     "disk UpToDate→Consistent",
     "disk Inconsistent→Consistent",
     "disk Consistent→UpToDate",

@@ -32,13 +32,16 @@ pub mod sabotaged;
 mod scenarios;
 #[cfg(test)]
 mod scenarios_orders;
-#[cfg(any(test, sabotage))]
+#[cfg(test)]
 mod scenarios_resync;
 #[cfg(any(test, sabotage))]
+#[cfg_attr(sabotage, allow(dead_code))]
 mod scenarios_survivors;
 #[cfg(any(test, sabotage))]
+#[cfg_attr(sabotage, allow(dead_code))]
 mod scenarios_three;
 #[cfg(any(test, sabotage))]
+#[cfg_attr(sabotage, allow(dead_code))]
 mod story;
 mod told;
 pub mod trace;

@@ -39,8 +39,8 @@ impl World {
 
 /// The third is behind both others and syncs from one, which dies in the middle: it goes on from the
 /// other by itself, again and again, while the Primary, if there is one, is written to.
-#[cfg_attr(test, test)]
-pub(crate) fn a_resync_whose_source_dies_goes_on_from_another() {
+#[test]
+fn a_resync_whose_source_dies_goes_on_from_another() {
     let protocols = [Protocol::C, Protocol::A];
     let deaths = Cell::new(0);
     tell(3, &protocols, slow_resync, |w| {
@@ -97,8 +97,8 @@ pub(crate) fn a_resync_whose_source_dies_goes_on_from_another() {
 }
 
 /// The same, and nobody comes back: what is left is enough.
-#[cfg_attr(test, test)]
-pub(crate) fn a_resync_whose_source_is_gone_for_good_ends_with_what_is_left() {
+#[test]
+fn a_resync_whose_source_is_gone_for_good_ends_with_what_is_left() {
     tell(3, &[Protocol::C, Protocol::B], slow_resync, |w| {
         w.third_is_behind();
         if w.plan.seed.is_multiple_of(2) {
@@ -125,8 +125,8 @@ pub(crate) fn a_resync_whose_source_is_gone_for_good_ends_with_what_is_left() {
 
 /// A chain: the third reaches only the second, which is behind itself and syncs from the first; and the
 /// first dies in the middle, and comes back.
-#[cfg_attr(test, test)]
-pub(crate) fn a_chain_of_resyncs_runs_to_its_end() {
+#[test]
+fn a_chain_of_resyncs_runs_to_its_end() {
     tell(3, &[Protocol::C], slow_resync, |w| {
         w.in_step();
         for n in [1, 2] {

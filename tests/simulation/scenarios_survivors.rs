@@ -180,6 +180,34 @@ pub(crate) fn of_three_promotions_at_once_at_most_one_wins() {
     }
 }
 
+/// Two that do not see each other ask a third at about the same moment: it lets one of them win.
+#[cfg_attr(test, test)]
+pub(crate) fn of_two_that_do_not_see_each_other_a_third_lets_one_win() {
+    let won = Cell::new(0);
+    tell_varied(3, &[Protocol::C, Protocol::A], |w| {
+        w.in_step();
+        w.demote(0);
+        w.part(0, 2, true);
+        w.notices(0, 2);
+        w.notices(2, 0);
+        let mut orders = Vec::new();
+        for n in [0, 2] {
+            orders.push(w.order(n, PRIMARY));
+            w.a_moment(w.plan.link_delay);
+        }
+        w.wait("answers", |w| {
+            orders.iter().all(|id| w.admin.answers.contains_key(id))
+        });
+        won.set(won.get() + w.at_most_one_primary());
+        w.join_all();
+        w.heals_by_itself();
+        w.at_most_one_primary();
+    });
+    if all_seeds() {
+        assert!(won.get() > 50, "{won:?}");
+    }
+}
+
 impl World {
     fn at_most_one_primary(&self) -> usize {
         let all = self.nodes.iter();

@@ -66,10 +66,10 @@ pub(crate) fn tell(
                 }
                 failed.push(format!("{seed} {protocol:?}"));
             }
-            assert!(failed.len() < ENOUGH, "fails with {failed:?}, and others");
+            assert!(failed.len() < ENOUGH, "fails with {}", failed.join(", "));
         }
     }
-    assert!(failed.is_empty(), "fails with {failed:?}");
+    assert!(failed.is_empty(), "fails with {}", failed.join(", "));
 }
 
 /// Tells a story of so many nodes, with disks and links of every speed.
