@@ -190,6 +190,9 @@ pub(crate) fn of_two_that_do_not_see_each_other_a_third_lets_one_win() {
         w.part(0, 2, true);
         w.notices(0, 2);
         w.notices(2, 0);
+        w.wait("the third is in step with both", |w| {
+            w.are_in_step(0, 1) && w.are_in_step(1, 2)
+        });
         let mut orders = Vec::new();
         for n in [0, 2] {
             orders.push(w.order(n, PRIMARY));
