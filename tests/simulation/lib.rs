@@ -2,11 +2,11 @@
 //! that delay, lose and deceive, clocks that jump, processes that end between two steps, clients, and
 //! people. The engine and the metadata code are the real ones.
 //!
-//! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`]
-//! and [`admin`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what each copy may
-//! hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`], [`campaign`] many of
-//! them, [`coverage`] what they must have met, [`reduce`] makes a failing one short. Its tests tell
-//! named stories (`story`).
+//! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`],
+//! [`admin`] and [`operator`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what
+//! each copy may hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`],
+//! [`campaign`] many of them, [`coverage`] what they must have met, [`reduce`] makes a failing one
+//! short. Its tests tell named stories (`story`).
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod invariants;
 mod links;
 pub mod net;
 pub mod node;
+mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod reduce;
