@@ -111,17 +111,27 @@ impl Resource {
             .force_new_current(fresh, self.peers.iter().map(|p| p.node));
         v.bump_running = true;
         v.bump_committed = false;
+        v.bump_from = previous;
         v.meta.request(false, Some(Waiter::NewGeneration));
         for p in &mut self.peers {
             p.volumes[volume].lacks_current = !p.receives(volume);
         }
+    }
+
+    /// A new generation is on the disk here: those that get the writes are told. Not earlier: should the
+    /// disk fail instead, a peer that follows would pass for newer than this copy, and under protocols A
+    /// and B it may have less.
+    pub(crate) fn new_generation_stable(&mut self, volume: usize) {
+        self.volumes[volume].bump_committed = true;
+        let previous = self.volumes[volume].bump_from;
         let members = self.members(volume);
         for p in 0..self.peers.len() {
-            if self.peers[p].receives(volume) {
+            if self.peers[p].receives(volume) && self.is_group() {
                 self.peers[p].volumes[volume].ack_due = Some(self.now);
                 self.send_generation(p, volume, previous, members);
             }
         }
+        self.bump_progress(volume);
     }
 
     /// Goes on when a new generation is on the disk here and on every peer that gets writes.

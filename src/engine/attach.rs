@@ -323,10 +323,7 @@ impl Resource {
         for waiter in self.volumes[v].meta.committed() {
             match waiter {
                 Waiter::Attached => self.attach_done(v),
-                Waiter::NewGeneration => {
-                    self.volumes[v].bump_committed = true;
-                    self.bump_progress(v);
-                }
+                Waiter::NewGeneration => self.new_generation_stable(v),
                 Waiter::Following(node) => self.following(node),
                 Waiter::Follows(node, link) => {
                     if let Some(p) = self.live_peer(node, link) {

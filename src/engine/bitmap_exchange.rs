@@ -176,6 +176,7 @@ impl Resource {
         if shared && !volume.generations.is_just_created() {
             volume.generations.part_from(node, fresh);
             volume.bump_running = true;
+            volume.bump_committed = false;
             self.peers[p].volumes[v].lacks_current = true;
             self.commit(v, true, Some(Waiter::NewGeneration));
         } else {

@@ -310,11 +310,14 @@ impl Resource {
                 .bitmap(p.node)
                 .is_none_or(|b| b.count_set() == 0)
         };
+        // Among Secondaries copies may be equal that none may serve.
+        let worth = |disk| {
+            disk == DiskState::UpToDate
+                || self.role != Role::Primary
+                    && matches!(disk, DiskState::Outdated | DiskState::Consistent)
+        };
         let complete = |p: &&Peer| {
-            p.receives(v)
-                && p.volumes[v].mirrors()
-                && p.volumes[v].disk == DiskState::UpToDate
-                && clean(p)
+            p.receives(v) && p.volumes[v].mirrors() && worth(p.volumes[v].disk) && clean(p)
         };
         self.peers
             .iter()
@@ -390,10 +393,12 @@ impl Resource {
         if !self.is_group() || self.role != Role::Primary || same(told, current) {
             return;
         }
-        if !self.volumes[v].bump_running {
-            self.volumes[v].bump_running = true;
-            self.volumes[v].bump_committed = true;
+        if self.volumes[v].bump_running && !self.volumes[v].bump_committed {
+            // It will be told with all others.
+            return;
         }
+        self.volumes[v].bump_running = true;
+        self.volumes[v].bump_committed = true;
         self.peers[p].volumes[v].ack_due = Some(self.now);
         let members = self.members(v);
         self.send_generation(p, v, told, members);

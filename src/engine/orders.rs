@@ -35,6 +35,16 @@ impl Resource {
             self.waiting_commands.push_back((id, command));
             return;
         }
+        let goes_on = matches!(
+            command,
+            Command::Stop { .. } | Command::SetOptions(_) | Command::VerifyStop { .. }
+        );
+        if self.stopping.is_some() && !goes_on {
+            // A connection that is made now would have to be parted with again, and so on.
+            let text = format!("{} is being taken down", self.cfg.name);
+            let way_out = format!("when it is down, `twinblk up {}`", self.cfg.name);
+            return self.done(id, refuse(RefusalKind::State, text, &way_out));
+        }
         match command {
             Command::Primary { force } => self.promote(id, force),
             Command::Secondary => self.demote(Some(id)),

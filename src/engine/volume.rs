@@ -98,6 +98,8 @@ pub(crate) struct Volume {
     pub(crate) bump_running: bool,
     /// It is on the disk here; peers may still have to confirm it.
     pub(crate) bump_committed: bool,
+    /// The generation before it.
+    pub(crate) bump_from: u64,
     /// Another one is needed as soon as this one is through.
     pub(crate) bump_again: bool,
     pub(crate) no_volatile_cache: bool,
@@ -130,6 +132,7 @@ impl Volume {
             meta: MetaWriter::default(),
             bump_running: false,
             bump_committed: false,
+            bump_from: 0,
             bump_again: false,
             no_volatile_cache: false,
             measuring: None,
