@@ -51,6 +51,10 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
     use scenarios_survivors as survivors;
     use scenarios_three as three;
     Some(match mistake {
+        Mistake::FlushAlone => (
+            "what was flushed before both lost power",
+            survivors::what_was_flushed_is_on_the_survivor,
+        ),
         Mistake::RelyOnUntoldGeneration => (
             "a generation that was told and never received",
             three::a_generation_that_was_told_and_never_received_is_not_taken_for_granted,
@@ -64,8 +68,8 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
             survivors::a_survivor_is_not_promoted_before_it_met_the_others,
         ),
         Mistake::GrantTwice => (
-            "two that ask a third at once",
-            survivors::of_two_that_do_not_see_each_other_a_third_lets_one_win,
+            "a word that is not used yet",
+            survivors::a_word_that_is_not_used_yet_is_not_given_again,
         ),
         Mistake::BehindForEver => (
             "a peer that a third node brought up to date",

@@ -1,5 +1,5 @@
-//! What went wrong for others, in shape: the Primary of three nodes is lost, and what the survivors
-//! make of it; promotions that somebody cannot agree to.
+//! What went wrong for others, in shape: the Primary of two or three nodes is lost, and what the
+//! survivors make of it; promotions that somebody cannot agree to.
 
 use crate::disk::origin;
 use crate::plan::{Fault, MS, SECOND};
@@ -10,6 +10,7 @@ use std::ops::Range;
 use twinblk_engine::command::{Command, RefusalKind};
 use twinblk_engine::config::Protocol;
 use twinblk_engine::event::{ConnState, DiskState, Role};
+use twinblk_engine::input::RequestKind;
 
 /// A survivor is not served as current before it has met the others, not even after a restart; when
 /// they have met it is.
@@ -61,6 +62,25 @@ fn is_in_doubt(w: &mut World, n: usize) {
     for what in ["Consistent", "the Primary is lost", "--force"] {
         assert!(words.contains(what), "{words}");
     }
+}
+
+/// A flush that was answered under protocol C: its writes are on the peer, though both lose power at
+/// once and the Primary never comes back.
+#[cfg_attr(test, test)]
+pub(crate) fn what_was_flushed_is_on_the_survivor() {
+    tell_varied(2, &[Protocol::C], |w| {
+        w.in_step();
+        for i in 0..6 {
+            w.write_and_wait(0, i * 8, 8);
+        }
+        let tag = w.ask(0, 0, RequestKind::Flush, 0..0, false);
+        w.wait("it is flushed", |w| !w.clients.requests.contains_key(&tag));
+        w.falls(0, true);
+        w.falls(1, true);
+        w.boot(1);
+        w.wait("it is attached", |w| w.disk_of(1) > DiskState::Inconsistent);
+        w.ordered(1, PRIMARY).expect("nothing stands against it");
+    });
 }
 
 /// Survivors of one generation with blocks marked: the difference is copied, not dropped.
@@ -180,19 +200,42 @@ pub(crate) fn of_three_promotions_at_once_at_most_one_wins() {
     }
 }
 
+/// Two that do not see each other, and a third that is in step with both. None is Primary.
+fn a_third_between_two(w: &mut World) {
+    w.in_step();
+    w.demote(0);
+    w.part(0, 2, true);
+    w.notices(0, 2);
+    w.notices(2, 0);
+    w.wait("the third is in step with both", |w| {
+        w.are_in_step(0, 1) && w.are_in_step(1, 2)
+    });
+}
+
+/// Two that do not see each other ask a third, and the one that has its word takes its time.
+#[cfg_attr(test, test)]
+pub(crate) fn a_word_that_is_not_used_yet_is_not_given_again() {
+    tell_varied(3, &[Protocol::C, Protocol::A], |w| {
+        a_third_between_two(w);
+        let first = w.order(0, PRIMARY);
+        w.inject(Fault::Pause, 0, 1, 200 * MS, 0);
+        w.after_a_while(2 * w.plan.link_delay);
+        w.ordered(2, PRIMARY)
+            .expect_err("the third has given its word");
+        w.wait("an answer", |w| w.admin.answers.contains_key(&first));
+        w.admin.answers[&first].clone().expect("it had the word");
+        w.join_all();
+        w.heals_by_itself();
+        w.at_most_one_primary();
+    });
+}
+
 /// Two that do not see each other ask a third at about the same moment: it lets one of them win.
 #[cfg_attr(test, test)]
 pub(crate) fn of_two_that_do_not_see_each_other_a_third_lets_one_win() {
     let won = Cell::new(0);
     tell_varied(3, &[Protocol::C, Protocol::A], |w| {
-        w.in_step();
-        w.demote(0);
-        w.part(0, 2, true);
-        w.notices(0, 2);
-        w.notices(2, 0);
-        w.wait("the third is in step with both", |w| {
-            w.are_in_step(0, 1) && w.are_in_step(1, 2)
-        });
+        a_third_between_two(w);
         let mut orders = Vec::new();
         for n in [0, 2] {
             orders.push(w.order(n, PRIMARY));
