@@ -100,11 +100,10 @@ impl Resource {
         match change {
             Change::Promote => {
                 let refusal = self.consent_to_promotion(p);
-                if refusal.is_none() {
-                    let until = self.now + self.consent_time();
-                    if let Some(link) = &mut self.peers[p].link {
-                        link.granted = Some((tid, until));
-                    }
+                if refusal.is_none()
+                    && let Some(link) = &mut self.peers[p].link
+                {
+                    link.granted = Some(tid);
                 }
                 self.reply(p, tid, refusal);
             }
@@ -349,13 +348,19 @@ impl Resource {
         }
     }
 
-    /// The peer ended its change.
+    /// The peer ended its change. A promotion that was granted binds until the peer says that it came
+    /// to nothing, or that it is Primary (which it says next), or the link is lost: in between, another
+    /// could be granted one, and both be Primary by this node's word.
     pub(crate) fn finish_received(&mut self, p: usize, tid: u64, commit: bool) {
         self.resize_finished(p, tid, commit);
-        if let Some(link) = &mut self.peers[p].link
-            && link.granted.is_some_and(|(t, _)| t == tid)
-        {
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
+        if link.granted == Some(tid) && !commit {
             link.granted = None;
+        }
+        if link.deferred.as_ref().is_some_and(|(t, _)| *t == tid) {
+            link.deferred = None;
         }
     }
 
@@ -382,9 +387,6 @@ impl Resource {
         let Some(link) = &mut self.peers[p].link else {
             return;
         };
-        if link.granted.is_some_and(|(_, until)| now >= until) {
-            link.granted = None;
-        }
         if link.asked.as_ref().is_some_and(|a| now >= a.deadline) {
             let Some(asked) = link.asked.take() else {
                 return;
@@ -401,7 +403,11 @@ impl Resource {
             way_out: "try again".to_string(),
         };
         match asked.what {
-            AskedWhat::Promote => self.end_role_change(Err(refusal)),
+            AskedWhat::Promote => {
+                let (tid, commit) = (asked.tid, false);
+                self.send_message(p, Channel::Data, &Message::Finish { tid, commit });
+                self.end_role_change(Err(refusal));
+            }
             AskedWhat::Disconnect => self.leave(p),
             AskedWhat::InvalidatePeer(id)
             | AskedWhat::DeclareEqual(id, _)

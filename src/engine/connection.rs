@@ -472,9 +472,6 @@ impl Resource {
         if let Some(asked) = &link.asked {
             next = next.min(asked.deadline);
         }
-        if let Some((_, until)) = link.granted {
-            next = next.min(until);
-        }
         Some(next)
     }
 

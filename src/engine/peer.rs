@@ -62,8 +62,8 @@ pub(crate) struct Link {
     pub(crate) progress_at: Instant,
     /// Position of the bitmap being sent: volume index and next bit.
     pub(crate) bitmap_cursor: Option<(usize, u64)>,
-    /// The peer asks to promote itself and was told yes: until when it counts.
-    pub(crate) granted: Option<(u64, Instant)>,
+    /// The peer asked to promote itself and was told yes: the transaction.
+    pub(crate) granted: Option<u64>,
     /// The peer said yes to our promotion: the transaction to finish.
     pub(crate) granted_to_me: Option<u64>,
     /// Something we asked the peer for.
