@@ -51,6 +51,10 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
     use scenarios_survivors as survivors;
     use scenarios_three as three;
     Some(match mistake {
+        Mistake::ReleaseExtentAtAck => (
+            "what left the log before both lost power",
+            survivors::what_left_the_log_is_on_the_peer,
+        ),
         Mistake::FlushAlone => (
             "what was flushed before both lost power",
             survivors::what_was_flushed_is_on_the_survivor,

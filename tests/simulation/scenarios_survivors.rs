@@ -2,8 +2,8 @@
 //! survivors make of it; promotions that somebody cannot agree to.
 
 use crate::disk::origin;
-use crate::plan::{Fault, MS, SECOND};
-use crate::story::{ALL, PRIMARY, all_seeds, tell_varied};
+use crate::plan::{Fault, MS, Plan, SECOND};
+use crate::story::{ALL, PRIMARY, all_seeds, tell, tell_varied};
 use crate::world::World;
 use std::cell::Cell;
 use std::ops::Range;
@@ -80,6 +80,29 @@ pub(crate) fn what_was_flushed_is_on_the_survivor() {
         w.boot(1);
         w.wait("it is attached", |w| w.disk_of(1) > DiskState::Inconsistent);
         w.ordered(1, PRIMARY).expect("nothing stands against it");
+    });
+}
+
+/// Every write pushes the one before it out of the activity log, and then both lose power: what the peer
+/// had not flushed is marked all the same, and copied.
+#[cfg_attr(test, test)]
+pub(crate) fn what_left_the_log_is_on_the_peer() {
+    let one_extent = |plan: &mut Plan| {
+        plan.extent_size = 4096;
+        plan.al_extents = 1;
+        plan.external = true;
+        plan.disk_delay = [MS / 20, MS, 5 * MS][plan.seed as usize % 3];
+    };
+    tell(2, &[Protocol::C], one_extent, |w| {
+        w.in_step();
+        for i in 0..12 {
+            w.write(0, i * 8, 8);
+        }
+        w.a_moment(60 * MS);
+        w.inject(Fault::Blackout, 0, 1, 0, 0);
+        w.wait("both are back", |w| w.runs(0) && w.runs(1));
+        w.heals_by_itself();
+        assert!(w.nodes[0].disk.data() == w.nodes[1].disk.data());
     });
 }
 
