@@ -422,9 +422,18 @@ impl Resource {
     }
 
     /// The link with an open question is gone.
-    pub(crate) fn link_lost_commands(&mut self, p: usize, link: &Link, reason: &str) {
+    pub(crate) fn link_lost_commands(
+        &mut self,
+        p: usize,
+        link: &Link,
+        state: ConnState,
+        reason: &str,
+    ) {
         let Some(asked) = &link.asked else { return };
-        if asked.what == AskedWhat::Promote {
+        if asked.what == AskedWhat::Promote && state == ConnState::TearDown {
+            // It lives, and had something against this connection: perhaps that another is Primary.
+            self.asked_failed(p, asked, RefusalKind::State, reason);
+        } else if asked.what == AskedWhat::Promote {
             // The peer may have died: go on without its consent, as if it had not been connected.
             self.promotion_consent();
         } else if asked.what == AskedWhat::Disconnect {

@@ -176,8 +176,11 @@ impl Resource {
         entry.stable |= header.flags & flags::STABLE != 0;
         if entry.resync {
             if !core::mem::replace(&mut entry.acked, true) {
-                let (volume, len) = (entry.volume, entry.len);
-                self.resync_acked(peer, volume, len);
+                let entry = *entry;
+                self.resync_acked(peer, entry.volume, entry.len);
+                if crate::sabotage::is(crate::sabotage::Mistake::BitsBeforeStable) {
+                    self.bits_fall(peer, &entry);
+                }
             }
         } else if enough && !core::mem::replace(&mut entry.acked, true) {
             let request = entry.request;

@@ -226,7 +226,7 @@ impl Resource {
         self.peers[p].receiver.orphan();
         self.flush_ready_epochs(p);
         self.set_connection(p, state, reason.clone());
-        self.link_lost_commands(p, &link, &reason);
+        self.link_lost_commands(p, &link, state, &reason);
         let want = self.peers[p].want;
         let next = if want {
             ConnState::Connecting

@@ -35,7 +35,7 @@ mod meta_writer;
 pub mod metadata;
 pub mod overlap;
 mod resync_rate;
-mod rng;
+pub mod rng;
 pub mod sabotage;
 mod slots;
 pub mod split_brain;

@@ -239,6 +239,12 @@ impl Resource {
                 self.disk_failed(r.volume, errno, "a write from a peer");
             }
         }
+        if crate::sabotage::is(crate::sabotage::Mistake::BitsBeforeStable) && resynced.is_some() {
+            let node = self.peers[r.peer].node;
+            if let Some(bitmap) = self.volumes[r.volume].bitmap_mut(node) {
+                bitmap.clear_bytes(h.offset, h.size);
+            }
+        }
         self.peers[r.peer].receiver.written(h.epoch, resynced);
         self.flush_ready_epochs(r.peer);
     }

@@ -286,15 +286,23 @@ impl Resource {
 
     /// Source: a block is stable on the target.
     pub(crate) fn resync_stable(&mut self, p: usize, entry: &Entry) {
+        let early = crate::sabotage::is(crate::sabotage::Mistake::BitsBeforeStable);
+        if !(early && entry.acked) {
+            self.bits_fall(p, entry);
+        }
+        if !entry.acked {
+            self.resync_acked(p, entry.volume, entry.len);
+        }
+    }
+
+    /// Source: a block is in order on the target.
+    pub(crate) fn bits_fall(&mut self, p: usize, entry: &Entry) {
         let node = self.peers[p].node;
         let Some(v) = self.volume_index(entry.volume) else {
             return;
         };
         if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
             bitmap.clear_bytes(entry.offset, entry.len);
-        }
-        if !entry.acked {
-            self.resync_acked(p, entry.volume, entry.len);
         }
         if let Some(resync) = &mut self.peers[p].volumes[v].resync {
             resync.unstable -= 1;

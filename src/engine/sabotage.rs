@@ -62,11 +62,13 @@ pub enum Mistake {
     BehindForEver,
     /// Of three nodes: two sources bring one target up to date at the same time.
     TwoSources,
+    /// A resync's bits fall when the target has written a block, not when it is stable there.
+    BitsBeforeStable,
 }
 
 impl Mistake {
     /// Those that two nodes notice.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -87,6 +89,7 @@ impl Mistake {
         Self::ForgetExtentWithoutBitmap,
         Self::ForgetExtentUnflushed,
         Self::ReleaseExtentAtAck,
+        Self::BitsBeforeStable,
     ];
 
     /// Those that only three and more nodes can notice.

@@ -3,17 +3,13 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 
-/// SplitMix64.
+/// A stream of numbers.
 #[derive(Debug, Clone)]
 pub struct Rng(pub u64);
 
 impl Rng {
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        twinblk_engine::rng::split_mix(&mut self.0)
     }
 
     /// 0 up to and without `end`.

@@ -1,5 +1,4 @@
-//! People: an operator who keeps the pair in service as one does, and an administrator who orders
-//! whatever comes to mind, legal or not.
+//! Orders and their answers, and an administrator who orders whatever comes to mind, legal or not.
 
 use crate::links::Death;
 use crate::node::name;
@@ -8,24 +7,25 @@ use crate::rng::Rng;
 use crate::world::{Due, World};
 use std::collections::BTreeMap;
 use twinblk_engine::command::{Command, CommandResult};
-use twinblk_engine::event::{ConnState, DiskState, Role};
+use twinblk_engine::event::DiskState;
 use twinblk_engine::ids::CommandId;
 use twinblk_engine::input::Input;
-use twinblk_engine::status::Status;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Admin {
-    rng: Rng,
+    pub(crate) rng: Rng,
     next: u64,
     /// Orders not answered yet: node, when, what.
     open: BTreeMap<u64, (usize, u64, Command)>,
     /// Nodes that were told to stop.
     stops: Vec<bool>,
     /// Nodes that get new metadata before they are started again.
-    starts_over: Vec<bool>,
+    pub(crate) starts_over: Vec<bool>,
     /// Somebody has forced the first promotion.
-    begun: bool,
+    pub(crate) begun: bool,
+    /// Disturbances are over, all are up, and nobody has had current data since.
+    pub(crate) nobody_since: Option<u64>,
     /// Answers, by order.
     pub answers: BTreeMap<u64, CommandResult>,
     /// Keep answers.
@@ -42,6 +42,7 @@ impl Admin {
             stops: vec![false; plan.nodes],
             starts_over: vec![false; plan.nodes],
             begun: false,
+            nobody_since: None,
             answers: BTreeMap::new(),
             keeps_answers: false,
         }
@@ -78,6 +79,10 @@ impl World {
         self.trace
             .line(self.now, || format!("{n}: order {id} {command:?}"));
         self.trace.count(&format!("order {}", word(&command)));
+        // To promote somebody who is not fit changes nothing.
+        if !matches!(command, Command::Primary { force: false }) {
+            self.resyncs = 0;
+        }
         match &command {
             Command::Invalidate => self.oracle.expendable(n),
             Command::Connect {
@@ -247,201 +252,6 @@ impl World {
         options.resync_window = rng.pick(&[64 << 10, 4 << 20]);
         options.send_queue = rng.pick(&[8 << 10, 1 << 20]);
         options
-    }
-
-    fn state(&self, n: usize) -> Option<Status> {
-        let node = &self.nodes[n];
-        if node.stopped || node.paused_until > self.now {
-            return None;
-        }
-        Some(node.engine.as_ref()?.status(node.clock(self.now)))
-    }
-
-    /// Looks after things, as a person or a failover daemon does.
-    pub(crate) fn operate(&mut self) {
-        let longest = if self.ending { SECOND } else { 3 * SECOND };
-        let delay = self.admin.rng.between(50 * MS, longest);
-        self.after(delay, Due::Operator);
-        let states: Vec<Option<Status>> = (0..self.plan.nodes).map(|n| self.state(n)).collect();
-        for (n, state) in states.iter().enumerate() {
-            // A disk that failed is mended: down and up.
-            let failed = |s: &Status| s.volumes[0].disk == DiskState::Failed;
-            if state.as_ref().is_some_and(failed) && (self.ending || self.admin.rng.per_mille(300))
-            {
-                self.nodes[n].faults = crate::node::DiskFaults::default();
-                self.order(n, Command::Stop { force: true });
-                return;
-            }
-        }
-        if self.someone_is_alone(&states) {
-            return;
-        }
-        let primaries = self
-            .nodes
-            .iter()
-            .filter(|n| n.role == Role::Primary)
-            .count();
-        let careless = self.plan.careless && !self.ending;
-        if primaries == 0 || careless && self.admin.rng.per_mille(100) {
-            let n = if self.admin.begun {
-                self.admin.rng.index(self.plan.nodes)
-            } else {
-                0
-            };
-            if states[n].is_some() {
-                let fresh = !self.admin.begun;
-                let all = states.iter().all(Option::is_some);
-                if !fresh || all {
-                    self.order(n, Command::Primary { force: fresh });
-                }
-            }
-        }
-        if self.ending {
-            self.nobody_is_current(&states);
-        }
-    }
-
-    /// A node that stands alone is connected again; a split brain is resolved.
-    fn someone_is_alone(&mut self, states: &[Option<Status>]) -> bool {
-        let patient = !self.ending && self.admin.rng.per_mille(600);
-        if patient {
-            return false;
-        }
-        for (n, state) in states.iter().enumerate() {
-            let Some(state) = state else { continue };
-            for peer in &state.peers {
-                let m = usize::from(peer.node.0);
-                if peer.connection != ConnState::StandAlone || states[m].is_none() {
-                    continue;
-                }
-                if peer.reason.starts_with("split brain") {
-                    return self.resolve(n, m, states);
-                }
-                if ["two-primaries", "role-conflict"]
-                    .iter()
-                    .any(|r| peer.reason.contains(r))
-                {
-                    // As the refusal says: the one in use steps back.
-                    let primary = if self.nodes[m].role == Role::Primary {
-                        m
-                    } else {
-                        n
-                    };
-                    if self.nodes[primary].role == Role::Primary {
-                        self.clients_leave(primary);
-                        self.order(primary, Command::Secondary);
-                        return true;
-                    }
-                }
-                let half = |x: usize| self.nodes[x].disk_state == DiskState::Inconsistent;
-                let fresh = |x: usize| {
-                    let created = |s: &Status| s.volumes[0].current_uuid & !1 == 4;
-                    states[x].as_ref().is_some_and(created)
-                };
-                let both = half(n) && half(m);
-                if peer.reason.contains("unrelated") && !both && !fresh(n) && !fresh(m) {
-                    return self.start_over(n, m);
-                }
-                if peer.reason.contains("nconsistent") {
-                    self.keep_one(n, m, states);
-                    return true;
-                }
-                let command = Command::Connect {
-                    peer: Some(peer.node),
-                    discard_my_data: false,
-                    dry_run: false,
-                };
-                self.order(n, command);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// One of two copies that parted ways is given up.
-    fn resolve(&mut self, n: usize, m: usize, states: &[Option<Status>]) -> bool {
-        self.trace.count("split brain resolved");
-        let usable = |x: usize| {
-            states[x]
-                .as_ref()
-                .is_some_and(|s| s.volumes[0].disk > DiskState::Inconsistent)
-        };
-        let victim = match (usable(n), usable(m)) {
-            (true, false) => m,
-            (false, true) => n,
-            _ if self.nodes[n].role == Role::Primary => m,
-            _ => n,
-        };
-        let keeper = n + m - victim;
-        if self.nodes[victim].role == Role::Primary {
-            self.clients_leave(victim);
-            self.order(victim, Command::Secondary);
-            return true;
-        }
-        for (x, discard_my_data) in [(keeper, false), (victim, true)] {
-            let other = n + m - x;
-            self.order(
-                x,
-                Command::Connect {
-                    peer: Some(Self::id(other)),
-                    discard_my_data,
-                    dry_run: false,
-                },
-            );
-        }
-        true
-    }
-
-    /// Two copies that have nothing in common: one gets new metadata, as the refusal says.
-    fn start_over(&mut self, n: usize, m: usize) -> bool {
-        self.trace.count("create-md");
-        let half = |x: usize| self.nodes[x].disk_state == DiskState::Inconsistent;
-        let victim = match (half(n), half(m)) {
-            (true, false) => n,
-            (false, true) => m,
-            _ if self.nodes[n].role == Role::Primary => m,
-            _ => n,
-        };
-        self.clients_leave(victim);
-        self.order(victim, Command::Stop { force: true });
-        self.admin.starts_over[victim] = true;
-        true
-    }
-
-    /// Neither copy is usable: one of them is declared current.
-    fn keep_one(&mut self, n: usize, m: usize, states: &[Option<Status>]) {
-        self.trace.count("one declared current");
-        let disk = |x: usize| states[x].as_ref().map(|s| s.volumes[0].disk);
-        let keeper = if disk(n) >= disk(m) { n } else { m };
-        if disk(keeper) < Some(DiskState::UpToDate) {
-            self.order(keeper, Command::Primary { force: true });
-        }
-        for (x, y) in [(keeper, n + m - keeper), (n + m - keeper, keeper)] {
-            self.order(
-                x,
-                Command::Connect {
-                    peer: Some(Self::id(y)),
-                    discard_my_data: x != keeper,
-                    dry_run: false,
-                },
-            );
-        }
-    }
-
-    /// At the end: connected, and nobody has current data.
-    fn nobody_is_current(&mut self, states: &[Option<Status>]) {
-        let all: Vec<DiskState> = states.iter().flatten().map(|s| s.volumes[0].disk).collect();
-        let quiet = states.iter().flatten().all(|s| {
-            s.peers.iter().all(|p| {
-                p.connection == ConnState::Connected && p.volumes.iter().all(|v| v.resync.is_none())
-            })
-        });
-        if all.len() == self.plan.nodes && quiet && all.iter().all(|&d| d < DiskState::UpToDate) {
-            let best = all.iter().max().copied();
-            let n = all.iter().position(|&d| Some(d) == best).unwrap_or(0);
-            self.trace.count("one declared current");
-            self.order(n, Command::Primary { force: true });
-        }
     }
 }
 

@@ -1,12 +1,12 @@
-//! Many runs: on all cores, with progress, and what they covered in the end.
+//! Many runs: on all cores, with progress.
 
-use crate::plan::{Fault, Plan};
+use crate::coverage;
+use crate::plan::Plan;
 use crate::run::{Outcome, run};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use twinblk_engine::handshake::Rule;
 
 /// What came of many runs.
 #[derive(Debug, Default)]
@@ -21,8 +21,12 @@ pub struct Report {
     pub disturbances: u64,
     /// Requests served.
     pub served: u64,
+    /// Nodes of the largest run.
+    pub most_nodes: usize,
     /// How often what occurred.
     pub counts: BTreeMap<String, u64>,
+    /// What occurred although it cannot: which seed, what, and why it cannot.
+    pub impossible: Vec<String>,
     /// Runs that broke a promise.
     pub failures: Vec<Outcome>,
 }
@@ -48,9 +52,11 @@ impl Campaign {
     /// Runs it.
     pub fn run(&self) -> Report {
         let plan = |seed| {
-            let mut plan = Plan::new(seed);
-            plan.nodes = self.nodes.unwrap_or(plan.nodes);
-            plan
+            let plan = Plan::new(seed);
+            match self.nodes {
+                Some(nodes) => plan.on(nodes),
+                None => plan,
+            }
         };
         let next = AtomicU64::new(self.seeds.start);
         let stop = AtomicBool::new(false);
@@ -86,10 +92,12 @@ impl Campaign {
 impl Report {
     fn take(&mut self, outcome: Outcome) {
         self.runs += 1;
+        self.most_nodes = self.most_nodes.max(outcome.plan.nodes);
         self.steps += outcome.steps;
         self.time += u128::from(outcome.time);
         self.disturbances += outcome.disturbances;
         self.served += outcome.served;
+        self.impossible.extend(coverage::impossible(&outcome));
         for (what, n) in &outcome.counts {
             *self.counts.entry(what.clone()).or_default() += n;
         }
@@ -115,98 +123,4 @@ impl Report {
             self.disturbances
         )
     }
-
-    /// How often each kind of thing occurred.
-    pub fn coverage(&self) -> String {
-        let mut text = String::new();
-        for (what, n) in &self.counts {
-            text.push_str(&format!("{n:>12}  {what}\n"));
-        }
-        text
-    }
-
-    /// What a large enough campaign must have met and has not.
-    pub fn missing(&self) -> Vec<String> {
-        expected()
-            .into_iter()
-            .filter(|what| !self.counts.contains_key(what))
-            .collect()
-    }
-}
-
-/// Handshake rows two nodes never reach, and why.
-const UNREACHABLE: [&str; 1] = [
-    // Both disks just created and both consistent: no command leaves a disk so.
-    "just-created-both",
-];
-
-fn expected() -> Vec<String> {
-    let faults = Fault::ALL.iter().map(|f| format!("fault {f:?}"));
-    let rows = Rule::ALL
-        .iter()
-        .map(|r| r.name())
-        .filter(|name| !UNREACHABLE.contains(name))
-        .map(|name| format!("row {name}"));
-    let states = [
-        "role Secondary→Primary",
-        "role Primary→Secondary",
-        "disk Diskless→Attaching",
-        "disk Attaching→UpToDate",
-        "disk Attaching→Inconsistent",
-        "disk Attaching→Outdated",
-        "disk Attaching→Failed",
-        "disk UpToDate→Inconsistent",
-        "disk UpToDate→Outdated",
-        "disk UpToDate→Failed",
-        "disk Outdated→UpToDate",
-        "disk Outdated→Inconsistent",
-        "disk Inconsistent→UpToDate",
-        "disk Inconsistent→Failed",
-        "connection StandAlone→Connecting",
-        "connection Connecting→Connected",
-        "connection Connecting→StandAlone",
-        "connection Connecting→Timeout",
-        "connection Connecting→TearDown",
-        "connection Connecting→BrokenPipe",
-        "connection Connected→BrokenPipe",
-        "connection Connected→TearDown",
-        "connection Connected→NetworkFailure",
-        "connection Connected→Timeout",
-        "connection Connected→Disconnecting",
-        "replication Off→Established",
-        "replication Off→WFBitMapS",
-        "replication Off→WFBitMapT",
-        "replication WFBitMapS→SyncSource",
-        "replication WFBitMapT→SyncTarget",
-        "replication SyncSource→Established",
-        "replication SyncTarget→Established",
-        "replication WFBitMapS→Off",
-        "replication WFBitMapT→Off",
-        "replication SyncSource→Off",
-        "replication SyncTarget→Off",
-        "replication Established→Off",
-        "replication Established→VerifyS",
-        "replication Established→VerifyT",
-        "replication VerifyS→Established",
-        "replication VerifyT→Established",
-        "replication VerifyS→Off",
-        "replication VerifyT→Off",
-        "order resize done",
-        "order resize refused",
-        "verify finished",
-        "verify ended early",
-    ];
-    let log = [
-        "log transaction",
-        "extent evicted",
-        "write waited for a cold extent",
-        "a Primary's log was recovered",
-        "extent marked after a crash",
-    ];
-    let served = ["read", "write", "trim", "zeroes", "flush"].map(|k| format!("served {k}"));
-    faults
-        .chain(rows)
-        .chain(states.into_iter().chain(log).map(str::to_owned))
-        .chain(served)
-        .collect()
 }

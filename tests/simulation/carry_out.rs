@@ -62,15 +62,7 @@ impl World {
                     let text = format!("node {n} writes {count} sectors at {first}");
                     return self.violate("data_stay_in_place", text);
                 }
-                self.start_op(
-                    n,
-                    op,
-                    Op::Write {
-                        first,
-                        content,
-                        fua,
-                    },
-                );
+                self.start_write(n, op, first, content, fua);
             }
             Output::DiskZero {
                 op,
@@ -78,19 +70,7 @@ impl World {
                 len,
                 fua,
                 ..
-            } => {
-                let content = vec![0; sector(len)];
-                let first = sector(offset);
-                self.start_op(
-                    n,
-                    op,
-                    Op::Write {
-                        first,
-                        content,
-                        fua,
-                    },
-                );
-            }
+            } => self.start_write(n, op, sector(offset), vec![0; sector(len)], fua),
             Output::DiskFlush { op, .. } => self.start_op(n, op, Op::Flush),
             Output::MetaWrite {
                 op,
@@ -200,6 +180,15 @@ impl World {
             Output::WantLink { want, .. } => trace.mix(7 + u64::from(*want)),
             Output::Stopped => trace.mix(9),
         }
+    }
+
+    fn start_write(&mut self, n: usize, op: OpId, first: usize, content: Vec<Stamp>, fua: bool) {
+        let write = Op::Write {
+            first,
+            content,
+            fua,
+        };
+        self.start_op(n, op, write);
     }
 
     fn start_op(&mut self, n: usize, op: OpId, what: Op) {

@@ -70,6 +70,7 @@ impl World {
     /// Disturbances are over.
     pub(crate) fn heal(&mut self) {
         self.ending = true;
+        self.resyncs = 0;
         for a in 0..self.plan.nodes {
             self.nodes[a].dies_after_outputs = None;
             self.nodes[a].paused_until = self.now;

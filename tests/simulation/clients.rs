@@ -180,6 +180,18 @@ impl World {
         self.ask(c, n, kind, range, fua);
     }
 
+    /// Has the Primary serve a write. Answers how many requests were served before; `None` without one.
+    pub(crate) fn ask_the_primary(&mut self) -> Option<u64> {
+        let serves = |n: &usize| {
+            let node = &self.nodes[*n];
+            node.role == Role::Primary && node.disk_state == DiskState::UpToDate
+        };
+        let n = self.left().find(serves)?;
+        let before = self.clients.served;
+        self.ask(0, n, RequestKind::Write, 0..1, false);
+        Some(before)
+    }
+
     /// Hands a request to an engine. Answers its tag.
     pub fn ask(
         &mut self,

@@ -5,6 +5,7 @@ use crate::world::World;
 use twinblk_engine::event::{ConnState, DiskState, ReplState, Role};
 use twinblk_engine::input::Input;
 use twinblk_engine::metadata::superblock::{MdFlags, PeerFlags, PeerSlot};
+use twinblk_engine::status::PeerStatus;
 
 impl World {
     /// What is looked at after every step.
@@ -40,6 +41,7 @@ impl World {
     /// Promises 1 and 2: a node becomes Primary only with a copy that holds everything it must hold,
     /// and promise 4: in an order the Primary's own disk could have had.
     pub(crate) fn promoted(&mut self, n: usize) {
+        self.resyncs = 0;
         for m in 0..self.plan.nodes {
             if m != n {
                 self.one_primary(n, m);
@@ -79,43 +81,74 @@ impl World {
         whole && node.syncing_from.is_none()
     }
 
-    /// Promise 3, convergence: copies that both sides call equal are equal whenever nothing is under
-    /// way.
+    /// Promise 3, convergence: two copies that both sides call equal are equal whenever nothing is under
+    /// way that could make them so, whatever is with the other nodes.
     pub(crate) fn copies_in_step_are_equal(&mut self) {
         for a in 0..self.plan.nodes {
             for b in a + 1..self.plan.nodes {
-                let established = |w: &Self, n: usize, m: usize| {
-                    let node = &w.nodes[n];
-                    node.replication[m].0 == ReplState::Established
-                        && node.disk_state == DiskState::UpToDate
-                        && node.ops.is_empty()
-                };
-                if !established(self, a, b) || !established(self, b, a) {
+                let equal = self.nodes[a].disk.data() == self.nodes[b].disk.data();
+                if equal || !self.calls_equal(a, b) || !self.calls_equal(b, a) {
                     continue;
                 }
-                let busy = if self.plan.nodes == 2 {
-                    let asked = |r: &crate::clients::Request| r.node == a || r.node == b;
-                    self.clients.requests.values().any(asked) || !self.link_is_whole_and_empty(a, b)
-                } else {
-                    // What a third node sends to both may have reached one of them only.
-                    !self.clients.requests.is_empty() || !self.all_links_are_empty()
-                };
-                if !busy && self.nodes[a].disk.data() != self.nodes[b].disk.data() {
-                    let mut differ = self.difference(a, b);
-                    let rotten = |s| [a, b].iter().any(|&n| self.rotten.contains(&(n, s)));
-                    differ.retain(|&s| !rotten(s));
-                    if differ.is_empty() {
-                        continue;
-                    }
-                    let text = format!(
-                        "{} and {} call each other UpToDate and differ in sectors {differ:?}",
-                        name(a),
-                        name(b)
-                    );
-                    self.violate("copies_in_step_are_equal", text);
+                if !self.is_quiet_between(a, b) {
+                    continue;
                 }
+                let mut differ = self.difference(a, b);
+                let rotten = |s| [a, b].iter().any(|&n| self.rotten.contains(&(n, s)));
+                differ.retain(|&s| !rotten(s));
+                if differ.is_empty() {
+                    continue;
+                }
+                let text = format!(
+                    "{} and {} call each other UpToDate and differ in sectors {differ:?}",
+                    name(a),
+                    name(b)
+                );
+                self.violate("copies_in_step_are_equal", text);
             }
         }
+    }
+
+    /// `n` says that its copy and the one of `m` are current, and that they are in step or nothing is
+    /// marked between them.
+    fn calls_equal(&self, n: usize, m: usize) -> bool {
+        let node = &self.nodes[n];
+        if node.disk_state != DiskState::UpToDate || node.peer_disk[m] != DiskState::UpToDate {
+            return false;
+        }
+        let Some(engine) = &node.engine else {
+            return false;
+        };
+        let status = engine.status(node.clock(self.now));
+        status.peers.iter().any(|p| {
+            let nothing_marked = p.volumes[0].replication == ReplState::Off
+                && p.volumes[0].out_of_sync == 0
+                && p.connection == ConnState::Connected;
+            usize::from(p.node.0) == m
+                && (p.volumes[0].replication == ReplState::Established || nothing_marked)
+        })
+    }
+
+    /// Nothing is under way between two nodes, nor from any other one to either of them; and whom they
+    /// believe to be connected with they are.
+    fn is_quiet_between(&self, a: usize, b: usize) -> bool {
+        let asked = |r: &crate::clients::Request| r.node == a || r.node == b;
+        let idle = [a, b].iter().all(|&n| self.nodes[n].ops.is_empty());
+        idle && !self.clients.requests.values().any(asked)
+            && self.link_is_whole_and_empty(a, b)
+            && (0..self.plan.nodes)
+                .filter(|&m| m != a && m != b)
+                .all(|m| self.sends_nothing(m, a) && self.sends_nothing(m, b))
+    }
+
+    /// Nothing of `m` is on its way to `n`, or will be because a client has asked for it.
+    fn sends_nothing(&self, m: usize, n: usize) -> bool {
+        let side = usize::from(n > m);
+        if self.wires[n.min(m)][n.max(m)].link[side].is_none() {
+            return true;
+        }
+        let asked = self.clients.requests.values().any(|r| r.node == m);
+        !asked && self.link_is_whole_and_empty(n.min(m), n.max(m))
     }
 
     /// Both ends use the same link, it works, and nothing is on its way.
@@ -128,14 +161,6 @@ impl World {
             && link.broken == [false; 2]
             && link.closed == [false; 2]
             && link.streams.iter().flatten().all(|s| s.frames.is_empty())
-    }
-
-    fn all_links_are_empty(&self) -> bool {
-        let pairs =
-            (0..self.plan.nodes).flat_map(|a| (a + 1..self.plan.nodes).map(move |b| (a, b)));
-        pairs
-            .into_iter()
-            .all(|(a, b)| self.link_is_whole_and_empty(a, b))
     }
 
     fn difference(&self, a: usize, b: usize) -> Vec<usize> {
@@ -249,9 +274,21 @@ impl World {
         }
     }
 
-    /// Promise 3 at the end: connected, UpToDate, in step, nothing marked.
+    /// Promise 3: resyncs come to an end. Copies that nobody writes to are in step after each pair has
+    /// been compared a few times, unless somebody orders something or a node is started.
+    pub(crate) fn resyncs_come_to_an_end(&mut self) {
+        self.resyncs += 1;
+        let pairs = self.plan.nodes * (self.plan.nodes - 1);
+        if self.ending && self.resyncs > 4 * pairs {
+            let text = format!("{} resyncs since the last order", self.resyncs);
+            self.violate("resyncs_come_to_an_end", text);
+        }
+    }
+
+    /// Promise 3 at the end, of the nodes that are left: connected, UpToDate, in step, nothing marked.
     pub(crate) fn has_converged(&self) -> bool {
-        (0..self.plan.nodes).all(|n| {
+        let left = |p: &&PeerStatus| self.lost != Some(usize::from(p.node.0));
+        self.left().all(|n| {
             let node = &self.nodes[n];
             let Some(engine) = &node.engine else {
                 return false;
@@ -260,7 +297,7 @@ impl World {
             !node.stopped
                 && node.ops.is_empty()
                 && s.volumes.iter().all(|v| v.disk == DiskState::UpToDate)
-                && s.peers.iter().all(|p| {
+                && s.peers.iter().filter(left).all(|p| {
                     p.connection == ConnState::Connected
                         && p.transfer_log == 0
                         && p.volumes.iter().all(|v| {

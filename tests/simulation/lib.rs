@@ -2,10 +2,11 @@
 //! that delay, lose and deceive, clocks that jump, processes that end between two steps, clients, and
 //! people. The engine and the metadata code are the real ones.
 //!
-//! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`]
-//! and [`admin`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what each copy may
-//! hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`], [`campaign`]
-//! many of them, [`reduce`] makes a failing one short.
+//! [`world`] is the loop; [`carry_out`] does what engines want; [`links`] is the network; [`clients`],
+//! [`admin`] and [`operator`] are those who use it, [`chaos`] what disturbs it; [`oracle`] knows what
+//! each copy may hold; [`invariants`] are the promises; [`run`] is one run from its [`plan`],
+//! [`campaign`] many of them, [`coverage`] what they must have met, [`reduce`] makes a failing one
+//! short. Its tests tell named stories (`story`).
 
 #![forbid(unsafe_code)]
 
@@ -14,11 +15,13 @@ pub mod campaign;
 mod carry_out;
 mod chaos;
 pub mod clients;
+pub mod coverage;
 pub mod disk;
 mod invariants;
 mod links;
 pub mod net;
 pub mod node;
+mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod reduce;
@@ -28,6 +31,19 @@ pub mod run;
 pub mod sabotaged;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod scenarios_orders;
+#[cfg(test)]
+mod scenarios_resync;
+#[cfg(any(test, sabotage))]
+#[cfg_attr(sabotage, allow(dead_code))]
+mod scenarios_survivors;
+#[cfg(any(test, sabotage))]
+#[cfg_attr(sabotage, allow(dead_code))]
+mod scenarios_three;
+#[cfg(any(test, sabotage))]
+#[cfg_attr(sabotage, allow(dead_code))]
+mod story;
 mod told;
 pub mod trace;
 pub mod world;

@@ -60,7 +60,7 @@ impl World {
         }
         let mut header = *header;
         header.payload_len = u32::try_from(content.len() * 512 + bytes.len()).expect("small");
-        let length = size(&header, &content, &bytes);
+        let length = size(&content, &bytes);
         let kind = header.kind;
         self.trace.line(self.now, || {
             format!(

@@ -76,6 +76,9 @@ enum What {
         /// Seeds each mistake is given.
         #[arg(default_value_t = 3000)]
         seeds: u64,
+        /// Only this mistake.
+        #[arg(long)]
+        only: Option<String>,
     },
 }
 
@@ -155,7 +158,9 @@ fn main() -> ExitCode {
             careful,
         } => {
             let mut plan = Plan::new(seed);
-            plan.nodes = nodes.unwrap_or(plan.nodes);
+            if let Some(nodes) = nodes {
+                plan = plan.on(nodes);
+            }
             plan.without = without;
             plan.most = most.unwrap_or(plan.most);
             plan.clients = clients.unwrap_or(plan.clients);
@@ -175,7 +180,9 @@ fn main() -> ExitCode {
             }
         }
         #[cfg(sabotage)]
-        What::Sabotage { seeds } => twinblk_simulation::sabotaged::all(seeds, jobs, nodes),
+        What::Sabotage { seeds, only } => {
+            twinblk_simulation::sabotaged::all(seeds, jobs, nodes, only.as_deref())
+        }
     }
 }
 
@@ -207,8 +214,11 @@ fn told(report: &Report, elapsed: Duration) -> bool {
             command(&plan, &failed.plan)
         );
     }
+    for text in report.impossible.iter().take(20) {
+        println!("{text}");
+    }
     println!("{}", report.summary(elapsed));
-    report.failures.is_empty()
+    report.failures.is_empty() && report.impossible.is_empty()
 }
 
 /// How to repeat a reduced run.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use twinblk_engine::output::Channel;
-use twinblk_protocol::frame::{HEADER_LEN, Header};
+use twinblk_protocol::frame::HEADER_LEN;
 
 /// Bytes the kernel takes of a socket nobody reads.
 const SOCKET_BUFFER: u64 = 128 << 10;
@@ -122,8 +122,7 @@ pub struct Wire {
     pub dialling: bool,
 }
 
-/// Encoded size of a frame.
-pub fn size(header: &Header, content: &[u64], bytes: &[u8]) -> u64 {
-    let _ = header;
+/// Encoded size of a frame with this payload.
+pub fn size(content: &[u64], bytes: &[u8]) -> u64 {
     HEADER_LEN as u64 + content.len() as u64 * 512 + bytes.len() as u64
 }

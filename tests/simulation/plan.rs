@@ -123,6 +123,8 @@ pub struct Plan {
     pub al_extents: u32,
     /// Short time limits and small queues.
     pub tight: bool,
+    /// A node that ends for ever, and when: the others have to heal and serve without it.
+    pub lost: Option<(usize, u64)>,
     /// Disturbances (by number) that are left out: how a failure is reduced.
     pub without: Vec<u64>,
     /// Nothing disturbs after this many disturbances.
@@ -153,7 +155,7 @@ impl Plan {
         let nodes = Rng::stream(seed, 8).pick(&[2usize, 2, 2, 3, 3, 4]);
         let al_extents = rng.pick(&[1, 2, 3, 3, 16, 64, 1237]);
         let think = rng.pick(&[MS, 10 * MS, 50 * MS, 300 * MS]);
-        Self {
+        let plan = Self {
             seed,
             nodes,
             protocol,
@@ -181,8 +183,26 @@ impl Plan {
             extent_size: rng.pick(&[4096, 4096, 16 << 10, 64 << 10, 4 << 20]),
             al_extents,
             tight: rng.per_mille(400),
+            lost: None,
             without: Vec::new(),
             most: u64::MAX,
+        };
+        plan.on(nodes)
+    }
+
+    /// The same on so many nodes.
+    pub fn on(self, nodes: usize) -> Self {
+        let mut rng = Rng::stream(self.seed, 10);
+        let lost = rng.per_mille(150).then(|| {
+            (
+                rng.index(nodes),
+                rng.between(self.duration / 2, self.duration),
+            )
+        });
+        Self {
+            nodes,
+            lost,
+            ..self
         }
     }
 
@@ -210,6 +230,7 @@ impl Plan {
             extent_size: 16 << 10,
             al_extents: 3,
             tight: false,
+            lost: None,
             without: Vec::new(),
             most: 0,
         }

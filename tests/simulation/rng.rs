@@ -1,7 +1,9 @@
 //! Numbers that repeat: everything a run decides comes from streams of its seed. Each actor has a
 //! stream of its own, so that leaving one disturbance out does not change what all others do.
 
-/// SplitMix64.
+use twinblk_engine::rng::split_mix;
+
+/// One stream of numbers.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
@@ -21,11 +23,7 @@ impl Rng {
     /// The next 64 bits.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        split_mix(&mut self.0)
     }
 
     /// 0 up to and without `end`; 0 if `end` is 0.

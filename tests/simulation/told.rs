@@ -103,6 +103,7 @@ impl World {
 
     fn resync_begins(&mut self, source: usize, target: usize) {
         self.trace.count("resync began");
+        self.resyncs_come_to_an_end();
         self.bits_cover_the_difference(source, target);
         let content = self.nodes[source].disk.data().to_vec();
         let verdict = self.oracle.resync_begins(target, source, &content);

@@ -49,6 +49,8 @@ pub enum Due {
     Unblock(usize, usize, usize),
     /// A node is started.
     Boot(usize, u64),
+    /// A node ends for ever.
+    Lose(usize),
 }
 
 /// A broken promise: which, and how.
@@ -87,8 +89,12 @@ pub struct World {
     pub violation: Option<Violation>,
     /// Sectors of copies (node, sector) that changed by themselves.
     pub rotten: BTreeSet<(usize, usize)>,
+    /// Ended for ever.
+    pub lost: Option<usize>,
     /// Disturbances are over: everything has to heal.
     pub ending: bool,
+    /// Resyncs begun since somebody gave an order that changed something, or a node was started.
+    pub(crate) resyncs: usize,
     /// Disturbances so far.
     pub disturbances: u64,
     pub(crate) disk_rng: Rng,
@@ -118,7 +124,9 @@ impl World {
             trace: Trace::default(),
             violation: None,
             rotten: BTreeSet::new(),
+            lost: None,
             ending: false,
+            resyncs: 0,
             disturbances: 0,
             disk_rng: Rng::stream(plan.seed, 2),
             net_rng: Rng::stream(plan.seed, 3),
@@ -232,6 +240,11 @@ impl World {
                     self.boot(n);
                 }
             }
+            Due::Lose(n) => {
+                self.trace.count("a node is lost for ever");
+                self.kill(n, self.now.is_multiple_of(2));
+                self.lost = Some(n);
+            }
         }
     }
 
@@ -289,9 +302,10 @@ impl World {
 
     /// The daemon of a node is started.
     pub fn boot(&mut self, n: usize) {
-        if self.nodes[n].engine.is_some() {
+        if self.nodes[n].engine.is_some() || self.lost == Some(n) {
             return;
         }
+        self.resyncs = 0;
         self.trace.line(self.now, || format!("{n}: started"));
         self.trace.count("boot");
         match self.nodes[n].boot(&self.plan, &mut self.boot_rng) {
@@ -357,6 +371,15 @@ impl World {
         if !self.plan.faults.is_empty() {
             self.after(SECOND, Due::Disturb);
         }
+        if let Some((n, at)) = self.plan.lost {
+            self.at(at, Due::Lose(n));
+        }
+    }
+
+    /// Nodes that were not lost for ever.
+    pub(crate) fn left(&self) -> impl Iterator<Item = usize> + use<> {
+        let lost = self.lost;
+        (0..self.plan.nodes).filter(move |&n| lost != Some(n))
     }
 
     /// A number for a node.

@@ -1,0 +1,215 @@
+//! What many runs together must have met: every kind of fault, every row of the handshake, every change
+//! of a state, every answer to an order. A list that nothing is missing from is worth nothing if the
+//! list has holes: what the model cannot reach stands here with the reason, and a run that reaches it
+//! all the same is an error.
+
+use crate::campaign::Report;
+use crate::plan::Fault;
+use crate::run::Outcome;
+use twinblk_engine::handshake::Rule;
+
+/// What cannot occur with at most so many nodes, and why.
+const UNREACHABLE: [(&str, usize, &str); 3] = [
+    (
+        "row unfinished-resync",
+        2,
+        "it takes a third node that a resync was begun from",
+    ),
+    (
+        "row both-inconsistent",
+        2,
+        "half a copy comes only of a resync from a whole one, and of two nodes the source stays whole: \
+         nobody here makes new metadata for the last whole copy, or overwrites it",
+    ),
+    (
+        "row busy-elsewhere",
+        usize::MAX,
+        "whoever becomes a target parts from all others in the same step, and who connects to a target \
+         is parked before generations are compared: the row stands behind these two and would catch \
+         what they let through",
+    ),
+];
+
+/// Changes of state, by what changes.
+const STATES: [(&str, &[&str]); 4] = [
+    ("role", &["Secondary→Primary", "Primary→Secondary"]),
+    (
+        "disk",
+        &[
+            "Diskless→Attaching",
+            "Attaching→Inconsistent",
+            "Attaching→Outdated",
+            "Attaching→UpToDate",
+            "Attaching→Failed",
+            "Inconsistent→UpToDate",
+            "Inconsistent→Failed",
+            "Outdated→Inconsistent",
+            "Outdated→UpToDate",
+            "Outdated→Failed",
+            "UpToDate→Inconsistent",
+            "UpToDate→Outdated",
+            "UpToDate→Failed",
+        ],
+    ),
+    (
+        "connection",
+        &[
+            "StandAlone→Connecting",
+            "Connecting→Connected",
+            "Connecting→Disconnecting",
+            "Connecting→StandAlone",
+            "Connecting→Timeout",
+            "Connecting→TearDown",
+            "Connecting→BrokenPipe",
+            "Connecting→NetworkFailure",
+            "Connected→BrokenPipe",
+            "Connected→TearDown",
+            "Connected→NetworkFailure",
+            "Connected→Timeout",
+            "Connected→ProtocolError",
+            "Connected→Disconnecting",
+            "Disconnecting→StandAlone",
+            "BrokenPipe→Connecting",
+            "BrokenPipe→StandAlone",
+            "NetworkFailure→Connecting",
+            "NetworkFailure→StandAlone",
+            "ProtocolError→Connecting",
+            "TearDown→Connecting",
+            "TearDown→StandAlone",
+            "Timeout→Connecting",
+        ],
+    ),
+    (
+        "replication",
+        &[
+            "Off→Established",
+            "Off→WFBitMapS",
+            "Off→WFBitMapT",
+            "WFBitMapS→SyncSource",
+            "WFBitMapS→Off",
+            "WFBitMapT→SyncTarget",
+            "WFBitMapT→Off",
+            "SyncSource→Established",
+            "SyncSource→Off",
+            "SyncTarget→Established",
+            "SyncTarget→Off",
+            "Established→VerifyS",
+            "Established→VerifyT",
+            "Established→Off",
+            "VerifyS→Established",
+            "VerifyS→Off",
+            "VerifyT→Established",
+            "VerifyT→Off",
+        ],
+    ),
+];
+
+/// Changes of state that only three nodes and more meet.
+const STATES_OF_MANY: [&str; 9] = [
+    "disk Inconsistent→Outdated",
+    "disk UpToDate→Consistent",
+    "disk Inconsistent→Consistent",
+    "disk Consistent→UpToDate",
+    "disk Consistent→Inconsistent",
+    "disk Consistent→Outdated",
+    "disk Consistent→Failed",
+    "replication Off→PausedSyncS",
+    "replication Off→PausedSyncT",
+];
+
+/// Orders that are carried out and refused.
+const ORDERS: [&str; 12] = [
+    "connect",
+    "connect --discard-my-data",
+    "connect --dry-run",
+    "down",
+    "invalidate",
+    "invalidate-remote",
+    "new-current-uuid",
+    "primary",
+    "primary --force",
+    "resize",
+    "secondary",
+    "verify",
+];
+
+const OTHERS: [&str; 18] = [
+    "a node is lost for ever",
+    "one declared current",
+    "split brain resolved",
+    "create-md",
+    "verify finished",
+    "verify ended early",
+    "order adjust done",
+    "order disconnect done",
+    "order verify --repair done",
+    "order verify --stop done",
+    "log transaction",
+    "extent evicted",
+    "write waited for a cold extent",
+    "a Primary's log was recovered",
+    "extent marked after a crash",
+    "reply error",
+    "resync began",
+    "resync ended",
+];
+
+/// What runs with at most so many nodes must meet.
+fn expected(nodes: usize) -> Vec<String> {
+    let mut all: Vec<String> = OTHERS.map(str::to_owned).into();
+    all.extend(Fault::ALL.iter().map(|fault| format!("fault {fault:?}")));
+    all.extend(Rule::ALL.iter().map(|rule| format!("row {}", rule.name())));
+    for (what, changes) in STATES {
+        all.extend(changes.iter().map(|change| format!("{what} {change}")));
+    }
+    if nodes > 2 {
+        all.extend(STATES_OF_MANY.map(str::to_owned));
+        all.push("a Secondary went down while it followed".to_owned());
+    }
+    for order in ORDERS {
+        all.extend(["done", "refused"].map(|answer| format!("order {order} {answer}")));
+    }
+    let kinds = ["read", "write", "trim", "zeroes", "flush"];
+    all.extend(kinds.map(|kind| format!("served {kind}")));
+    let cannot = |what: &String| {
+        UNREACHABLE
+            .iter()
+            .any(|u| u.0 == what.as_str() && nodes <= u.1)
+    };
+    all.retain(|what| !cannot(what));
+    all
+}
+
+/// What a run met although it cannot.
+pub(crate) fn impossible(outcome: &Outcome) -> Vec<String> {
+    let nodes = outcome.plan.nodes;
+    let met = UNREACHABLE
+        .iter()
+        .filter(|(what, most, _)| nodes <= *most && outcome.counts.contains_key(*what));
+    met.map(|(what, _, why)| {
+        let seed = outcome.plan.seed;
+        format!("seed {seed} with {nodes} nodes met \"{what}\", which cannot be: {why}")
+    })
+    .collect()
+}
+
+impl Report {
+    /// How often each kind of thing occurred, and what cannot.
+    pub fn coverage(&self) -> String {
+        let mut text = String::new();
+        for (what, n) in &self.counts {
+            text.push_str(&format!("{n:>12}  {what}\n"));
+        }
+        for (what, _, why) in UNREACHABLE.iter().filter(|u| self.most_nodes <= u.1) {
+            text.push_str(&format!("       never  {what}: {why}\n"));
+        }
+        text
+    }
+
+    /// What a large enough campaign must have met and has not.
+    pub fn missing(&self) -> Vec<String> {
+        let mut all = expected(self.most_nodes);
+        all.retain(|what| !self.counts.contains_key(what));
+        all
+    }
+}
