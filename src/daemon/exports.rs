@@ -272,7 +272,16 @@ impl Offer {
         let (lookup, full) = match running.status().await {
             Ok(reply) => {
                 let full = reply.driver.nbd_connections >= MAX_NBD_CONNECTIONS;
-                (look(&name, &reply), full)
+                let lookup = match look(&name, &reply) {
+                    Lookup::Found(_) if full => Lookup::Refused {
+                        policy_text: format!(
+                            "{name} serves {MAX_NBD_CONNECTIONS} connections already, as many as it \
+                             may; close some first"
+                        ),
+                    },
+                    lookup => lookup,
+                };
+                (lookup, full)
             }
             Err(why) => {
                 let policy_text = match why {
@@ -299,14 +308,6 @@ pub(super) fn look(name: &str, reply: &StatusReply) -> Lookup {
             None => format!("{name} is Secondary on {here}; no Primary is known"),
         };
         return Lookup::Refused { policy_text };
-    }
-    if reply.driver.nbd_connections >= MAX_NBD_CONNECTIONS {
-        return Lookup::Refused {
-            policy_text: format!(
-                "{name} serves {MAX_NBD_CONNECTIONS} connections already, as many as it may; close \
-                 some first"
-            ),
-        };
     }
     let Some(volume) = status.volumes.first() else {
         return Lookup::Unknown;

@@ -1,5 +1,8 @@
-//! The state directory: a lock against a second daemon, and `up.json`, the resources that were up. A
-//! daemon that starts again brings them up, as Secondary.
+//! The state directory: a lock against a second daemon; `up.json`, the resources that were up, which a daemon
+//! that starts again brings up, as Secondary; and `waiting-devices.json`, what the holders of kernel devices
+//! that outlived their daemon know.
+//!
+//! Invariant: what cannot be remembered, or read, counts as the worst that it can mean.
 
 use super::DaemonError;
 use rustix::fs::{FlockOperation, flock};
@@ -10,6 +13,11 @@ use std::path::{Path, PathBuf};
 
 /// Devices in the kernel that wait for a daemon, by resource: the generation their holders know.
 const WAITING: &str = "waiting-devices.json";
+
+/// Its holders must not go on.
+pub(crate) const GIVEN_UP: u64 = 0;
+/// The daemon that served it ended in order: its holders know what the disk holds when the next one starts.
+pub(crate) const JUST_STOPPED: u64 = 1;
 
 /// The directory, locked while this lives.
 #[derive(Debug)]
@@ -55,31 +63,41 @@ impl StateDir {
         &self.path
     }
 
-    /// The generation that the holders of a resource's waiting device know, if it was remembered.
+    /// The generation that the holders of a resource's waiting device know, [`GIVEN_UP`] or
+    /// [`JUST_STOPPED`], if something was remembered.
     pub(crate) fn waiting_since(&self, resource: &str) -> Option<u64> {
-        self.waiting().get(resource).copied()
-    }
-
-    fn waiting(&self) -> BTreeMap<String, u64> {
-        let text = std::fs::read(self.path.join(WAITING)).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
-    }
-
-    /// Remembers it, or forgets it.
-    pub(crate) fn remember_waiting(&self, resource: &str, base: Option<u64>) {
-        let old = self.waiting();
-        let mut all = old.clone();
-        match base {
-            Some(base) => all.insert(resource.to_owned(), base),
-            None => all.remove(resource),
-        };
-        if all == old {
-            return;
+        match self.waiting() {
+            Ok(all) => all.get(resource).copied(),
+            Err(_) => Some(GIVEN_UP),
         }
-        if let Err(e) = self.write(WAITING, &all) {
+    }
+
+    fn waiting(&self) -> std::io::Result<BTreeMap<String, u64>> {
+        match std::fs::read(self.path.join(WAITING)) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Remembers it, or forgets it. Answers whether that is on the disk.
+    pub(crate) fn remember_waiting(&self, resource: &str, base: Option<u64>) -> bool {
+        let stored = self.waiting().and_then(|old| {
+            let mut all = old.clone();
+            match base {
+                Some(base) => all.insert(resource.to_owned(), base),
+                None => all.remove(resource),
+            };
+            if all == old {
+                return Ok(());
+            }
+            self.write(WAITING, &all)
+        });
+        if let Err(e) = &stored {
             let path = self.path.display();
-            tracing::error!("{path}/{WAITING} cannot be written ({e})");
+            tracing::error!("{path}/{WAITING} cannot be read or written ({e})");
         }
+        stored.is_ok()
     }
 
     /// Writes a file, atomically and for good.
@@ -128,13 +146,27 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let state = StateDir::open(dir.path()).expect("free");
         assert_eq!(state.waiting_since("r0"), None);
-        state.remember_waiting("r0", Some(u64::MAX - 1));
-        state.remember_waiting("r1", Some(2));
+        assert!(state.remember_waiting("r0", Some(u64::MAX - 1)));
+        assert!(state.remember_waiting("r1", Some(2)));
         drop(state);
         let state = StateDir::open(dir.path()).expect("free again");
         assert_eq!(state.waiting_since("r0"), Some(u64::MAX - 1));
-        state.remember_waiting("r0", None);
+        assert!(state.remember_waiting("r0", None));
         assert_eq!(state.waiting_since("r0"), None);
         assert_eq!(state.waiting_since("r1"), Some(2));
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_written_is_no_permission() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let state = StateDir::open(dir.path()).expect("free");
+        std::fs::write(dir.path().join(WAITING), "{\"r0\": ").expect("half a file");
+        assert_eq!(state.waiting_since("r0"), Some(GIVEN_UP));
+        assert!(!state.remember_waiting("r0", Some(7)), "others' are in it");
+        std::fs::remove_file(dir.path().join(WAITING)).expect("removed");
+        // Root may write anywhere, but not to a file of this name.
+        std::fs::create_dir(dir.path().join(format!("{WAITING}.new"))).expect("made");
+        assert!(!state.remember_waiting("r0", Some(7)));
+        assert_eq!(state.waiting_since("r0"), None);
     }
 }

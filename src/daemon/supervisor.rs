@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 use twinblk_engine::command::Command;
+use twinblk_engine::metadata::superblock::MdFlags;
 
 /// Lines an event listener may lag behind before it is dropped.
 const EVENT_BACKLOG: usize = 4096;
@@ -233,7 +234,11 @@ impl Supervisor {
         let exports = exports::bind(&config).await?;
         let device = KernelDevice::of(&config, &self.state, |number| {
             let volume = volumes.iter().find(|v| v.volume.0 == number);
-            volume.map_or(0, |v| v.recovered.superblock.current)
+            let superblock = volume.map(|v| &v.recovered.superblock);
+            superblock.map_or((0, false), |s| {
+                let was_primary = s.flags.contains(MdFlags::PRIMARY_INDICATOR);
+                (s.current, was_primary)
+            })
         });
         // From here on nothing waits: what is started is also on the list.
         if self.ending.load(Ordering::Relaxed) {

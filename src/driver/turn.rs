@@ -293,7 +293,8 @@ impl Turn {
             } => {
                 // Refused: dropping the socket closes it. Those that are too many were told so while
                 // they negotiated; here end those that negotiated at the same moment.
-                if self.nbd.connections() < MAX_NBD_CONNECTIONS
+                // The kernel's own device has its place in any case.
+                if (kept.is_some() || self.nbd.connections() < MAX_NBD_CONNECTIONS)
                     && let Ok(id) = self.engine.open_export(volume, client)
                 {
                     let io = self.volumes.iter().find(|io| io.volume == volume);

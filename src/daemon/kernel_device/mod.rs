@@ -22,7 +22,7 @@ mod trouble;
 
 use super::exports;
 use super::running::{Running, lock};
-use super::state::StateDir;
+use super::state::{GIVEN_UP, StateDir};
 use crate::api::{DeviceStatus, ErrorBody};
 use crate::config::{self, Device};
 use crate::driver::mailbox::StatusReply;
@@ -72,6 +72,8 @@ pub(crate) struct KernelDevice {
     wake: Arc<Notify>,
     /// An order is about to take the device away: nothing brings it back meanwhile.
     held_back: AtomicBool,
+    /// `secondary` was ordered while the device waited: only `primary` lets it go on.
+    stays_down: AtomicBool,
 }
 
 /// Where the device stands.
@@ -99,32 +101,46 @@ struct Attached {
 type Step = (State, Result<(), Trouble>);
 
 impl KernelDevice {
-    /// The device of the first volume that has one. `base` is the generation on that volume's disk. If the
-    /// kernel has a device of ours from an earlier process, it is found here.
+    /// The device of the first volume that has one. If the kernel has a device of ours from an earlier
+    /// process, it is found here. `left` says of a volume which generation is on its disk, and whether
+    /// the node was Primary when it went down.
     pub(crate) fn of(
         config: &config::Resource,
         store: &Arc<StateDir>,
-        base: impl Fn(u16) -> u64,
+        left: impl Fn(u16) -> (u64, bool),
     ) -> Option<Arc<Self>> {
-        let volume = config.me.volumes.iter().find(|v| v.device.is_some())?;
-        let wanted = volume.device?;
         // The same from wherever the daemon is started.
         let directory = std::fs::canonicalize(store.path());
         let directory = directory.unwrap_or_else(|_| store.path().to_owned());
-        let backend = format!(
-            "{BACKEND}{} {} {} {}",
-            config.me.name,
-            config.name,
-            volume.number,
-            directory.display()
-        );
+        let backend = |volume: u16| {
+            format!(
+                "{BACKEND}{} {} {volume} {}",
+                config.me.name,
+                config.name,
+                directory.display()
+            )
+        };
+        let with_device = config.me.volumes.iter().find(|v| v.device.is_some());
+        let Some((volume, wanted)) = with_device.and_then(|v| Some((v, v.device?))) else {
+            let found =
+                |v: &config::Volume| sysfs::find(Path::new(sysfs::BLOCK), &backend(v.number));
+            if let Some(index) = config.me.volumes.iter().find_map(found) {
+                // From here on its holders do not learn what becomes of the data.
+                store.remember_waiting(&config.name, Some(GIVEN_UP));
+                tracing::error!(
+                    resource = %config.name,
+                    "/dev/nbd{index} is in the kernel from before, but `device` is configured no more: it \
+                     is not served; unmount what is mounted there, then `nbd-client -d /dev/nbd{index}`"
+                );
+            }
+            return None;
+        };
+        io_flusher();
+        let backend = backend(volume.number);
         let found = sysfs::find(Path::new(sysfs::BLOCK), &backend);
         let state = match found {
             Some(index) => {
-                // Once it has waited for a daemon, what counts is what that one found.
-                let base = store
-                    .waiting_since(&config.name)
-                    .unwrap_or(base(volume.number));
+                let base = resume::base(store.waiting_since(&config.name), left(volume.number));
                 store.remember_waiting(&config.name, Some(base));
                 tracing::info!(
                     resource = %config.name,
@@ -148,6 +164,7 @@ impl KernelDevice {
             state: tokio::sync::Mutex::new(State::Detached),
             wake: Arc::new(Notify::new()),
             held_back: AtomicBool::new(false),
+            stays_down: AtomicBool::new(false),
         };
         device.tell(&state, None);
         let device = Self {
@@ -442,7 +459,18 @@ impl KernelDevice {
         running: &Arc<Running>,
         reply: &StatusReply,
     ) -> Step {
-        match resume::may_resume(&reply.status, VolumeId(self.volume), base) {
+        let verdict = if self.stays_down.load(Ordering::Relaxed) {
+            Verdict::Wait("`secondary` was ordered; `twinblk primary` lets it go on".to_owned())
+        } else if !self.store.remember_waiting(&self.resource, Some(base)) {
+            let path = self.store.path().display();
+            Verdict::Wait(format!(
+                "the state directory {path} cannot be written to (see the log): what its holders know \
+                 would be forgotten"
+            ))
+        } else {
+            resume::may_resume(&reply.status, VolumeId(self.volume), base)
+        };
+        match verdict {
             Verdict::Now => {}
             Verdict::Wait(why) => {
                 self.note_waiting(&why);
@@ -450,18 +478,26 @@ impl KernelDevice {
             }
             Verdict::Never(why) => return (self.given_up(index, &why), Ok(())),
         }
+        if blocking(move || holders::find(index)).await.is_empty() {
+            // Nobody needs this node to be Primary for it.
+            let why = "nobody held it when the daemon came back".to_owned();
+            return self.clear_away(index, why, running, None).await;
+        }
         let order = Command::Primary { force: false };
         if let Err(refusal) = running.order(order, PROMOTION_TIME).await {
             self.note_waiting(&refusal.reason);
             return (State::Waiting { index, base }, Ok(()));
         }
-        let Ok(reply) = running.status().await else {
-            return (State::Waiting { index, base }, Ok(()));
-        };
-        self.serve_again(index, base, running, &reply).await
+        match running.status().await {
+            Ok(reply) if reply.status.role == Role::Primary => {
+                self.serve_again(index, base, running, &reply).await
+            }
+            _ => (State::Waiting { index, base }, Ok(())),
+        }
     }
 
-    /// The node is Primary with the data that the holders know: they go on.
+    /// The node is Primary: if it has the data that the holders know, they go on. That does not change any
+    /// more while it is Primary.
     async fn serve_again(
         &self,
         index: u32,
@@ -469,10 +505,14 @@ impl KernelDevice {
         running: &Arc<Running>,
         reply: &StatusReply,
     ) -> Step {
+        if !resume::is_unchanged(&reply.status, VolumeId(self.volume), base) {
+            return (self.given_up(index, resume::OTHER_DATA), Ok(()));
+        }
+        // What follows are this Primary's own generations: if it is killed, its disk says that it was one.
+        self.store.remember_waiting(&self.resource, None);
         match self.relink(index, running, reply).await {
             Ok(attached) => {
                 tracing::info!(resource = %self.resource, "/dev/nbd{index} is served again");
-                self.store.remember_waiting(&self.resource, None);
                 // If its time was over, the kernel will not wait another time: without anybody who
                 // needs this very device, a fresh one is better.
                 let claim = blocking(move || holders::claim(index));
@@ -500,6 +540,7 @@ impl KernelDevice {
     /// be served stays without a server.
     pub(crate) async fn before_promotion(&self, running: &Arc<Running>) {
         let mut state = self.state.lock().await;
+        self.stays_down.store(false, Ordering::Relaxed);
         let State::Waiting { index, base } = *state else {
             return;
         };
@@ -527,7 +568,7 @@ impl KernelDevice {
 
     /// Remembered for good: the next daemon does not take it up either.
     fn given_up(&self, index: u32, why: &str) -> State {
-        self.store.remember_waiting(&self.resource, Some(0));
+        self.store.remember_waiting(&self.resource, Some(GIVEN_UP));
         tracing::error!(
             resource = %self.resource,
             "/dev/nbd{index} is not served any more: {why}; whoever holds it gets I/O errors, after \
@@ -548,13 +589,15 @@ impl KernelDevice {
         primary: Option<&StatusReply>,
     ) -> Step {
         let backend = self.backend.clone();
+        // What cannot be remembered must be over before another daemon starts.
+        let at_once = !self.store.remember_waiting(&self.resource, Some(GIVEN_UP));
         let holders = blocking(move || {
             let ours = sysfs::backend(Path::new(sysfs::BLOCK), index) == Some(backend);
             if !ours {
                 return None;
             }
             let holders = holders::find(index);
-            if holders.is_empty() {
+            if holders.is_empty() || at_once {
                 // It may be that somebody unseen holds it: what he gets are the errors he gets anyway.
                 if disconnect(index, None) == Ok(true) {
                     return None;
@@ -660,6 +703,20 @@ impl KernelDevice {
             .await
             .map_err(|trouble| trouble.after_promotion(&node))
     }
+}
+
+/// Memory that this process asks for must not wait for pages to be written to the device that it serves
+/// itself. Threads that it starts from here on inherit this.
+fn io_flusher() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if let Err(e) = rustix::process::configure_io_flusher_behavior(true) {
+            tracing::warn!(
+                "this process cannot be marked as one that writes pages out ({e}): with little memory left \
+                 and a file system mounted on its own device it may come to a standstill"
+            );
+        }
+    });
 }
 
 /// Names of a device that somebody else detached while no daemon ran: its number may be another's by now.

@@ -4,6 +4,7 @@ use super::holders::{self, Claim};
 use super::{Attached, CLIENT, KernelDevice, State, blocking, disconnect, trouble};
 use crate::api::ErrorBody;
 use crate::daemon::running::Running;
+use crate::daemon::state::JUST_STOPPED;
 use crate::daemon::supervisor::error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,6 +43,13 @@ impl KernelDevice {
         let old = std::mem::replace(&mut *state, State::Detached);
         let (new, result) = match old {
             State::Attached(attached) => self.detach(attached, false).await,
+            State::Waiting { index, base } => {
+                let held = self.waits_for_someone(index, running).await;
+                if held.is_ok() {
+                    self.stays_down.store(true, Ordering::Relaxed);
+                }
+                (State::Waiting { index, base }, held)
+            }
             // The node is not Primary, or the device has no part in it.
             other => (other, Ok(())),
         };
@@ -100,6 +108,19 @@ impl KernelDevice {
         );
         let way_out = "end them (disconnect the NBD client), then try again";
         Err(error("in-use", 12, reason, way_out))
+    }
+
+    /// Those who hold a device that is about to be served again keep the node Primary as any others do.
+    async fn waits_for_someone(&self, index: u32, running: &Arc<Running>) -> Result<(), ErrorBody> {
+        let primary = running.status().await;
+        if !primary.is_ok_and(|reply| reply.status.role == Role::Primary) {
+            return Ok(());
+        }
+        let holders = blocking(move || holders::find(index)).await;
+        if holders.is_empty() {
+            return Ok(());
+        }
+        Err(trouble::in_use(index, &holders))
     }
 
     async fn detach(&self, attached: Attached, force: bool) -> (State, Result<(), ErrorBody>) {
@@ -209,6 +230,8 @@ impl KernelDevice {
                         dead.as_secs()
                     );
                 }
+                self.store
+                    .remember_waiting(&self.resource, Some(JUST_STOPPED));
                 attached.link.cut();
                 let gone = attached.link.wait_gone();
                 if tokio::time::timeout(LAST_REQUESTS, gone).await.is_err() {

@@ -6,6 +6,7 @@
 //! followed a Primary). And a peer that was in step may have been promoted meanwhile: it must be there to say
 //! that it was not. Of a peer that was behind already nothing is expected.
 
+use crate::daemon::state::{GIVEN_UP, JUST_STOPPED};
 use twinblk_engine::event::{ConnState, DiskState, Role};
 use twinblk_engine::generations::same;
 use twinblk_engine::ids::VolumeId;
@@ -22,6 +23,30 @@ pub(super) enum Verdict {
     Never(String),
 }
 
+/// Why holders do not go on.
+pub(super) const OTHER_DATA: &str = "while the device was not served, another node became Primary and wrote; \
+     the data are not those its holders know";
+
+/// What the holders of a device that was found in the kernel know. `remembered` is what an earlier process
+/// wrote down; `left` the generation on the disk, and whether this node was Primary when it went down.
+pub(super) fn base(remembered: Option<u64>, left: (u64, bool)) -> u64 {
+    let (current, was_primary) = left;
+    match remembered {
+        Some(JUST_STOPPED) => current,
+        Some(base) => base,
+        // Killed while it served the device: what it was serving is what is there.
+        None if was_primary => current,
+        // Somebody has started since who knew nothing of the device.
+        None => GIVEN_UP,
+    }
+}
+
+/// The data are those of `base`, and what this node has written since.
+pub(super) fn is_unchanged(status: &Status, volume: VolumeId, base: u64) -> bool {
+    let volume = status.volumes.iter().find(|v| v.volume == volume);
+    base != GIVEN_UP && volume.is_some_and(|v| same(v.lineage, base))
+}
+
 /// See the module. `base`: the generation the data had when the device was served last.
 pub(super) fn may_resume(status: &Status, volume: VolumeId, base: u64) -> Verdict {
     let Some(v) = status.volumes.iter().find(|v| v.volume == volume) else {
@@ -31,12 +56,8 @@ pub(super) fn may_resume(status: &Status, volume: VolumeId, base: u64) -> Verdic
     if matches!(v.disk, DiskState::Diskless | DiskState::Attaching) {
         return Verdict::Wait(format!("the disk is {:?}: {}", v.disk, v.reason));
     }
-    if base == 0 || !same(v.lineage, base) {
-        return Verdict::Never(
-            "while the device was not served, another node became Primary and wrote; the data are \
-             not those its holders know"
-                .to_owned(),
-        );
+    if !is_unchanged(status, volume, base) {
+        return Verdict::Never(OTHER_DATA.to_owned());
     }
     if let Some(peer) = status.peers.iter().find(|p| p.role == Role::Primary) {
         return match peer.connection {
@@ -123,6 +144,35 @@ mod tests {
         let mut status = picture();
         change(&mut status);
         may_resume(&status, VolumeId(0), BASE)
+    }
+
+    #[test]
+    fn what_holders_know_is_what_was_served_to_them() {
+        assert_eq!(base(None, (7, true)), 7, "killed");
+        assert_eq!(base(Some(JUST_STOPPED), (7, false)), 7, "stopped in order");
+        assert_eq!(
+            base(Some(5), (7, true)),
+            5,
+            "killed again, before it was served"
+        );
+        assert_eq!(base(Some(GIVEN_UP), (7, true)), GIVEN_UP);
+        assert_eq!(
+            base(None, (7, false)),
+            GIVEN_UP,
+            "nobody wrote down what it served"
+        );
+        let status = picture();
+        assert!(is_unchanged(&status, VolumeId(0), BASE));
+        assert!(!is_unchanged(&status, VolumeId(0), BASE + 2));
+        assert!(!is_unchanged(&status, VolumeId(1), BASE));
+        assert!(!is_unchanged(
+            &Status {
+                volumes: Vec::new(),
+                ..status
+            },
+            VolumeId(0),
+            BASE
+        ));
     }
 
     #[test]
