@@ -409,10 +409,6 @@ impl Resource {
                 if !self.peers[p].leads() {
                     self.others_in_step(p, v, in_step);
                 }
-                // What was to be given up is gone.
-                for peer in &mut self.peers {
-                    peer.discard_my_data = false;
-                }
             }
             self.commit(v, true, Some(Waiter::ResyncAdopted(node, link)));
         }
@@ -434,6 +430,12 @@ impl Resource {
     pub(crate) fn resync_adopted(&mut self, p: usize, v: usize) {
         let name = self.peers[p].name.clone();
         self.peers[p].volumes[v].resync = None;
+        if self.is_group() {
+            // What was to be given up is gone.
+            for peer in &mut self.peers {
+                peer.discard_my_data = false;
+            }
+        }
         let reason = format!("resync from {name} finished");
         let worth = self.worth_of_source(p, v);
         self.set_disk(v, worth, reason.clone());
