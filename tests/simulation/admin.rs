@@ -103,7 +103,8 @@ impl World {
                     let content = self.nodes[n].disk.data().to_vec();
                     self.nodes[n].syncing_from = None;
                     if self.admin.begun {
-                        self.oracle.declared_current(n, &content);
+                        let stable = self.nodes[n].disk.after_power_cut();
+                        self.oracle.declared_current(n, &content, &stable);
                     }
                 }
                 self.admin.begun = true;

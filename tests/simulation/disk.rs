@@ -85,6 +85,19 @@ impl Disk {
         &self.now
     }
 
+    /// By sector: what it may hold after a power cut.
+    pub fn after_power_cut(&self) -> Vec<Vec<Stamp>> {
+        let mut all: Vec<_> = self.stable.iter().map(|&value| vec![value]).collect();
+        for cached in &self.cache {
+            if let Cached::Data(first, content) = cached {
+                for (i, value) in content.iter().enumerate() {
+                    all[first + i].extend(value);
+                }
+            }
+        }
+        all
+    }
+
     /// A sector changes by itself.
     pub fn rot(&mut self, sector: usize) {
         let other = self.now[sector] ^ 1 << 60;

@@ -315,19 +315,21 @@ impl Oracle {
         }
     }
 
-    /// An administrator declared this node's content current, whatever it is.
-    pub fn declared_current(&mut self, node: usize, content: &[Stamp]) {
+    /// An administrator declared this node's content current, whatever it is. `stable`: what each sector
+    /// may hold after a power cut, for what an interrupted resync brought need not be stable.
+    pub fn declared_current(&mut self, node: usize, content: &[Stamp], stable: &[Vec<Stamp>]) {
         self.lineages_mixed = true;
         for (s, &value) in content.iter().enumerate() {
-            let write = origin(value, s).unwrap_or(0);
-            let set = [Value {
-                write,
-                stamp: value,
-            }];
+            let known = |stamp: Stamp| Value {
+                write: origin(stamp, s).unwrap_or(0),
+                stamp,
+            };
             let copy = &mut self.copies[node];
-            copy.running[s].extend(set.iter());
-            copy.killed[s].extend(set.iter());
-            copy.unpowered[s].extend(set.iter());
+            copy.running[s].push(known(value));
+            copy.killed[s].push(known(value));
+            copy.unpowered[s].extend(stable[s].iter().copied().map(known));
+            // A later flush covers what is there, not what was.
+            self.completed[node][s] = known(value).write;
         }
         for other in 0..self.copies.len() {
             if other != node {
