@@ -18,6 +18,7 @@ pub mod clients;
 pub mod coverage;
 pub mod disk;
 mod invariants;
+pub mod kept;
 mod links;
 pub mod net;
 pub mod node;

@@ -1,5 +1,6 @@
 //! What the simulation itself promises.
 
+use twinblk_simulation::kept::KEPT;
 use twinblk_simulation::plan::Plan;
 use twinblk_simulation::run::run;
 
@@ -18,6 +19,21 @@ fn a_seed_repeats() {
     hashes.sort_unstable();
     hashes.dedup();
     assert!(hashes.len() > 55, "seeds differ");
+}
+
+/// What was once wrong stays right.
+#[test]
+fn kept_seeds_break_no_promise() {
+    for kept in KEPT {
+        let plan = Plan::new(kept.seed);
+        let plan = match kept.nodes {
+            Some(nodes) => plan.on(nodes),
+            None => plan,
+        };
+        let outcome = run(&plan, false);
+        let violation = outcome.violation.map(|v| format!("{v:?}"));
+        assert_eq!(violation, None, "seed {}: {}", kept.seed, kept.what);
+    }
 }
 
 /// Leaving disturbances out changes only what they changed: a reduced run is still a run.
