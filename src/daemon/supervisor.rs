@@ -301,8 +301,10 @@ impl Supervisor {
         // by itself. Only the engine's refusal takes it back.
         let was_wanted = self.remember(name, false);
         let mut answer = running.give(Command::Stop { force });
+        if let Some(released) = released {
+            answer = released.until_ended(answer, &running);
+        }
         let stopped = self.wait_stopped(&running, &mut answer).await;
-        drop(released);
         match stopped {
             Ok(()) => {}
             Err(NotStopped::Refused(e)) => {

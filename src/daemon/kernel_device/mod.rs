@@ -11,6 +11,7 @@
 //! [`release`] is what `secondary`, `down` and the end of the daemon do with it; [`trouble`] says why there
 //! is none; [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names under /dev/twinblk.
 
+mod hold;
 mod holders;
 mod link;
 mod links;
@@ -26,13 +27,13 @@ use super::state::StateDir;
 use crate::api::{DeviceStatus, ErrorBody};
 use crate::config::{self, Device};
 use crate::driver::mailbox::StatusReply;
+use hold::Hold;
 use holders::Claim;
 use link::{CLIENT, Link};
 use netlink::{Nbd, NetlinkError};
 use resume::Verdict;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -70,8 +71,8 @@ pub(crate) struct KernelDevice {
     /// For `status`.
     told: Mutex<DeviceStatus>,
     wake: Arc<Notify>,
-    /// An order is about to take the device away: nothing brings it back meanwhile.
-    held_back: AtomicBool,
+    /// Orders that take the device away: nothing brings it back meanwhile.
+    held_back: Arc<Hold>,
 }
 
 /// Where the device stands.
@@ -91,8 +92,12 @@ enum State {
 struct Attached {
     index: u32,
     link: Link,
+    /// What the kernel was told; 0: it was not told yet.
     size: u64,
     timeouts: Timeouts,
+    since: Instant,
+    /// That the connection is gone was logged.
+    gone_noted: bool,
 }
 
 /// What a step came to.
@@ -147,7 +152,7 @@ impl KernelDevice {
             told: Mutex::new(DeviceStatus::default()),
             state: tokio::sync::Mutex::new(State::Detached),
             wake: Arc::new(Notify::new()),
-            held_back: AtomicBool::new(false),
+            held_back: Arc::default(),
         };
         device.tell(&state, None);
         let device = Self {
@@ -203,7 +208,7 @@ impl KernelDevice {
     /// Makes the device what the resource's state asks for.
     async fn reconcile(&self, running: &Arc<Running>) -> Result<(), Trouble> {
         let mut state = self.state.lock().await;
-        if self.held_back.load(Ordering::Relaxed) {
+        if self.held_back.is_held() {
             return Ok(());
         }
         // A loop that does not answer is asked again.
@@ -228,13 +233,22 @@ impl KernelDevice {
                 tracing::warn!(resource = %self.resource, "{why}: /dev/nbd{} ends", attached.index);
                 self.end(attached.index, why).await
             }
-            State::Attached(attached) if attached.link.is_gone() => {
-                tracing::warn!(
-                    resource = %self.resource,
-                    "the kernel gave its connection up (a request took longer than device-timeout, \
-                     or the connection broke); /dev/nbd{} gets a new one",
-                    attached.index
-                );
+            State::Attached(attached)
+                if attached.link.is_gone() && attached.since.elapsed() < RETRY =>
+            {
+                // One that dies at once is not replaced without a pause.
+                let index = attached.index;
+                (State::Attached(attached), Err(Trouble::NotServed { index }))
+            }
+            State::Attached(mut attached) if attached.link.is_gone() => {
+                if !std::mem::replace(&mut attached.gone_noted, true) {
+                    tracing::warn!(
+                        resource = %self.resource,
+                        "the kernel gave its connection up (a request took longer than \
+                         device-timeout, or the connection broke); /dev/nbd{} gets a new one",
+                        attached.index
+                    );
+                }
                 let index = attached.index;
                 match self.relink(index, running, &reply).await {
                     Ok(attached) => (State::Attached(attached), Ok(())),
@@ -309,6 +323,10 @@ impl KernelDevice {
         let timeouts = Self::timeouts(running);
         // It is served before it is there: whoever sees it first may read from it at once.
         let link = Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
+        if link.is_taken(running).await != Some(true) {
+            link.cut();
+            return Err(Trouble::NotTaken(self.wanted));
+        }
         let (wanted, backend) = (self.wanted, self.backend.clone());
         let made = blocking(move || {
             let index = match wanted {
@@ -331,6 +349,8 @@ impl KernelDevice {
                 link,
                 size,
                 timeouts,
+                since: Instant::now(),
+                gone_noted: false,
             }),
             Err(error) => {
                 let owner = |index| sysfs::owner(Path::new(sysfs::BLOCK), index);
@@ -347,7 +367,7 @@ impl KernelDevice {
         reply: &StatusReply,
     ) -> Result<Attached, Trouble> {
         let export = self.offer(reply)?;
-        let (size, timeouts) = (export.size, Self::timeouts(running));
+        let timeouts = Self::timeouts(running);
         let began = Instant::now();
         loop {
             let system = |what: rustix::io::Errno| Trouble::System {
@@ -360,7 +380,9 @@ impl KernelDevice {
                 Nbd::open()?.reconfigure(&Reconfigure {
                     index,
                     backend: &backend,
-                    size: Some(size),
+                    // Since Linux 6.9 a new size waits for the requests under way, and those for
+                    // this connection.
+                    size: None,
                     timeouts: Some(timeouts),
                     sockets: &[kernels.as_raw_fd()],
                 })
@@ -370,11 +392,19 @@ impl KernelDevice {
             if !link::is_hung_up(&ours) {
                 let link =
                     Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
+                // The kernel has it: a loop that does not answer yet has it in its mailbox.
+                if link.is_taken(running).await == Some(false) {
+                    return Err(Trouble::NotServed { index });
+                }
+                // For the size.
+                self.wake();
                 return Ok(Attached {
                     index,
                     link,
-                    size,
+                    size: 0,
                     timeouts,
+                    since: Instant::now(),
+                    gone_noted: false,
                 });
             }
             // The kernel has not noticed yet that the old connection is dead, and dropped this one.
@@ -395,9 +425,10 @@ impl KernelDevice {
         if (size, timeouts) == (attached.size, attached.timeouts) {
             return (State::Attached(attached), Ok(()));
         }
-        match self.order_change(index, Some(size), timeouts).await {
+        let new_size = (size != attached.size).then_some(size);
+        match self.order_change(index, new_size, timeouts).await {
             Ok(()) => {
-                if size != attached.size {
+                if new_size.is_some() && attached.size != 0 {
                     tracing::info!(resource = %self.resource, "/dev/nbd{index} has {size} bytes now");
                 }
                 let attached = Attached {

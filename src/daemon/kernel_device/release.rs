@@ -1,12 +1,12 @@
 //! Taking the device away: for `secondary`, for `down`, and when the daemon ends.
 
+use super::hold::Released;
 use super::holders::{self, Claim};
 use super::{Attached, CLIENT, KernelDevice, State, blocking, disconnect, trouble};
 use crate::api::ErrorBody;
 use crate::daemon::running::Running;
 use crate::daemon::supervisor::error;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use twinblk_engine::event::Role;
 use userspace_nbd::kernel::Timeouts;
@@ -23,20 +23,9 @@ const LAST_REQUESTS: Duration = Duration::from_secs(20);
 /// to the next one.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The device stays away while this lives.
-#[derive(Debug)]
-pub(crate) struct Released<'a>(&'a KernelDevice);
-
-impl Drop for Released<'_> {
-    fn drop(&mut self) {
-        self.0.held_back.store(false, Ordering::Relaxed);
-        self.0.wake();
-    }
-}
-
 impl KernelDevice {
     /// Detaches the device so that the node can be demoted. Refused while somebody holds it.
-    pub(crate) async fn release(&self, running: &Arc<Running>) -> Result<Released<'_>, ErrorBody> {
+    pub(crate) async fn release(&self, running: &Arc<Running>) -> Result<Released, ErrorBody> {
         let mut state = self.state.lock().await;
         self.nobody_else(running).await?;
         let old = std::mem::replace(&mut *state, State::Detached);
@@ -55,7 +44,7 @@ impl KernelDevice {
         &self,
         running: &Arc<Running>,
         force: bool,
-    ) -> Result<Released<'_>, ErrorBody> {
+    ) -> Result<Released, ErrorBody> {
         let mut state = self.state.lock().await;
         if !force {
             self.nobody_else(running).await?;
@@ -78,9 +67,8 @@ impl KernelDevice {
         result.map(|()| self.hold_back())
     }
 
-    fn hold_back(&self) -> Released<'_> {
-        self.held_back.store(true, Ordering::Relaxed);
-        Released(self)
+    fn hold_back(&self) -> Released {
+        Released::new(&self.held_back, &self.wake)
     }
 
     /// Other clients keep the node Primary: then the device stays too.
@@ -184,8 +172,8 @@ impl KernelDevice {
     /// The daemon ends. A device that somebody holds stays in the kernel, where I/O waits for the next
     /// daemon; one that nobody holds goes.
     pub(crate) async fn leave(&self) {
+        self.held_back.for_good();
         let mut state = self.state.lock().await;
-        self.held_back.store(true, Ordering::Relaxed);
         let old = std::mem::replace(&mut *state, State::Detached);
         let State::Attached(attached) = old else {
             // It waits already, or has ended.
