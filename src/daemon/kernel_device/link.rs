@@ -22,7 +22,7 @@ use userspace_nbd::negotiation::Session;
 pub(super) const CLIENT: &str = "the kernel's nbd device";
 
 /// A connection the loop serves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Link {
     socket: Arc<OwnedFd>,
     gone: watch::Receiver<bool>,

@@ -11,11 +11,14 @@
 //! [`release`] is what `secondary`, `down` and the end of the daemon do with it; [`trouble`] says why there
 //! is none; [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names under /dev/twinblk.
 
+pub(crate) mod claimant;
 mod hold;
 mod holders;
+mod left_over;
 mod link;
 mod links;
 mod netlink;
+mod open_files;
 mod release;
 mod resume;
 mod sysfs;
@@ -27,12 +30,14 @@ use super::state::StateDir;
 use crate::api::{DeviceStatus, ErrorBody};
 use crate::config::{self, Device};
 use crate::driver::mailbox::StatusReply;
+use claimant::Claimant;
 use hold::Hold;
-use holders::Claim;
+use holders::{Claim, Holder};
+pub(crate) use left_over::LeftOver;
 use link::{CLIENT, Link};
 use netlink::{Nbd, NetlinkError};
 use resume::Verdict;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -55,6 +60,8 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 const LINK_RETRY: Duration = Duration::from_millis(20);
 /// How long a device that was ended may be looked at by somebody (udev) before it counts as held.
 const LAST_CLOSE: Duration = Duration::from_secs(2);
+/// How long the kernel may take for an order, and a look at who holds a device.
+const ORDER_TIME: Duration = Duration::from_secs(20);
 /// How long a promotion may take.
 const PROMOTION_TIME: Duration = Duration::from_secs(30);
 
@@ -113,16 +120,7 @@ impl KernelDevice {
     ) -> Option<Arc<Self>> {
         let volume = config.me.volumes.iter().find(|v| v.device.is_some())?;
         let wanted = volume.device?;
-        // The same from wherever the daemon is started.
-        let directory = std::fs::canonicalize(store.path());
-        let directory = directory.unwrap_or_else(|_| store.path().to_owned());
-        let backend = format!(
-            "{BACKEND}{} {} {} {}",
-            config.me.name,
-            config.name,
-            volume.number,
-            directory.display()
-        );
+        let backend = backend(config, volume.number, store);
         let found = sysfs::find(Path::new(sysfs::BLOCK), &backend);
         let state = match found {
             Some(index) => {
@@ -231,7 +229,10 @@ impl KernelDevice {
                 // Demoted without being asked for: who holds the device cannot be spared.
                 let why = "this node is not Primary any more";
                 tracing::warn!(resource = %self.resource, "{why}: /dev/nbd{} ends", attached.index);
-                self.end(attached.index, why).await
+                let step = self.end(attached.index, why).await;
+                // If the kernel has kept it, it is not served any more all the same.
+                attached.link.cut();
+                step
             }
             State::Attached(attached)
                 if attached.link.is_gone() && attached.since.elapsed() < RETRY =>
@@ -328,7 +329,7 @@ impl KernelDevice {
             return Err(Trouble::NotTaken(self.wanted));
         }
         let (wanted, backend) = (self.wanted, self.backend.clone());
-        let made = blocking(move || {
+        let made = ordered(move || {
             let index = match wanted {
                 Device::Number(index) => Some(index),
                 Device::Auto => None,
@@ -353,6 +354,16 @@ impl KernelDevice {
                 gone_noted: false,
             }),
             Err(error) => {
+                link.cut();
+                // It may have been made all the same, and nobody would serve it.
+                if let Some(index) = sysfs::find(Path::new(sysfs::BLOCK), &self.backend) {
+                    let ended = self.disconnect(index, None).await;
+                    tracing::warn!(
+                        resource = %self.resource,
+                        "/dev/nbd{index} was made, with an error ({error:?}), and is ended again: \
+                         {ended:?}"
+                    );
+                }
                 let owner = |index| sysfs::owner(Path::new(sysfs::BLOCK), index);
                 Err(Trouble::connecting(wanted, error, owner))
             }
@@ -376,7 +387,7 @@ impl KernelDevice {
             };
             let (ours, kernels) = link::pair().map_err(system)?;
             let backend = self.backend.clone();
-            let ordered = blocking(move || {
+            let done = ordered(move || {
                 Nbd::open()?.reconfigure(&Reconfigure {
                     index,
                     backend: &backend,
@@ -388,7 +399,7 @@ impl KernelDevice {
                 })
                 // Here our hold of the kernel's end goes.
             });
-            ordered.await.map_err(|e| Trouble::of_order(index, e))?;
+            done.await.map_err(|e| Trouble::of_order(index, e))?;
             if !link::is_hung_up(&ours) {
                 let link =
                     Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
@@ -453,7 +464,7 @@ impl KernelDevice {
         timeouts: Timeouts,
     ) -> Result<(), Trouble> {
         let backend = self.backend.clone();
-        let ordered = blocking(move || {
+        let done = ordered(move || {
             Nbd::open()?.reconfigure(&Reconfigure {
                 index,
                 backend: &backend,
@@ -462,7 +473,7 @@ impl KernelDevice {
                 sockets: &[],
             })
         });
-        ordered.await.map_err(|e| Trouble::of_order(index, e))
+        done.await.map_err(|e| Trouble::of_order(index, e))
     }
 
     /// Becomes Primary again for a device that waits, if that may be.
@@ -508,7 +519,7 @@ impl KernelDevice {
                 // needs this very device, a fresh one is better.
                 let claim = blocking(move || holders::claim(index));
                 if let Ok(Ok(Claim::Free(claim))) = tokio::time::timeout(LINK_PATIENCE, claim).await
-                    && let Ok(true) = blocking(move || disconnect(index, Some(claim))).await
+                    && let Ok(true) = self.disconnect(index, Some(claim)).await
                 {
                     return self.attach(running, reply).await;
                 }
@@ -578,22 +589,17 @@ impl KernelDevice {
         running: &Arc<Running>,
         primary: Option<&StatusReply>,
     ) -> Step {
-        let backend = self.backend.clone();
-        let holders = blocking(move || {
-            let ours = sysfs::backend(Path::new(sysfs::BLOCK), index) == Some(backend);
-            if !ours {
-                return None;
-            }
-            let holders = holders::find(index);
-            if holders.is_empty() {
+        let holders = match self.is_ours(index) {
+            false => None,
+            true => {
+                let holders = holders_of(index).await;
                 // It may be that somebody unseen holds it: what he gets are the errors he gets anyway.
-                if disconnect(index, None) == Ok(true) {
-                    return None;
+                match holders.is_empty() && self.disconnect(index, None).await == Ok(true) {
+                    true => None,
+                    false => Some(holders),
                 }
             }
-            Some(holders)
-        })
-        .await;
+        };
         let Some(holders) = holders else {
             self.store.remember_waiting(&self.resource, None);
             self.unname(index);
@@ -616,7 +622,7 @@ impl KernelDevice {
 
     /// Ends a device whatever is under way on it.
     async fn end(&self, index: u32, why: &str) -> Step {
-        match blocking(move || disconnect(index, None)).await {
+        match self.disconnect(index, None).await {
             Ok(true) => {
                 self.store.remember_waiting(&self.resource, None);
                 self.unname(index);
@@ -628,6 +634,17 @@ impl KernelDevice {
                 Err(Trouble::of_order(index, error)),
             ),
         }
+    }
+
+    /// The kernel's device of this number is this one.
+    fn is_ours(&self, index: u32) -> bool {
+        sysfs::backend(Path::new(sysfs::BLOCK), index).as_ref() == Some(&self.backend)
+    }
+
+    /// See [`disconnect`].
+    async fn disconnect(&self, index: u32, claim: Option<Claimant>) -> Result<bool, NetlinkError> {
+        let backend = self.backend.clone();
+        ordered(move || disconnect(index, &backend, claim)).await
     }
 
     fn name(&self, index: u32) {
@@ -693,6 +710,18 @@ impl KernelDevice {
     }
 }
 
+/// What the kernel is told of who serves a volume's device.
+fn backend(config: &config::Resource, volume: u16, store: &StateDir) -> String {
+    // The same from wherever the daemon is started.
+    let directory = std::fs::canonicalize(store.path());
+    let directory = directory.unwrap_or_else(|_| store.path().to_owned());
+    let (node, resource) = (&config.me.name, &config.name);
+    format!(
+        "{BACKEND}{node} {resource} {volume} {}",
+        directory.display()
+    )
+}
+
 /// Names of a device that somebody else detached while no daemon ran: its number may be another's by now.
 /// Those that lead to a device of another daemon of this machine are that one's.
 fn remove_stale_names(resource: &str, volume: u16) {
@@ -716,20 +745,41 @@ fn kernel_flags() -> TransmissionFlags {
         | TransmissionFlags::CAN_MULTI_CONN
 }
 
-/// Ends a device and gives the claim on it back. Answers whether it is gone: it stays, without being of
-/// use, until the last who has it open closes it.
-fn disconnect(index: u32, claim: Option<OwnedFd>) -> Result<bool, NetlinkError> {
+/// Ends a device with this backend, and gives the claim on it back. Answers whether it is gone: it stays,
+/// without being of use, until the last who has it open closes it.
+fn disconnect(index: u32, backend: &str, claim: Option<Claimant>) -> Result<bool, NetlinkError> {
+    // Whatever has the number otherwise is somebody else's.
+    let is_ours = || sysfs::backend(Path::new(sysfs::BLOCK), index).as_deref() == Some(backend);
+    if !is_ours() {
+        return Ok(true);
+    }
     let mut nbd = Nbd::open()?;
     nbd.disconnect(index)?;
     drop(claim);
     let began = Instant::now();
-    while nbd.is_connected(index)? {
+    while nbd.is_connected(index)? && is_ours() {
         if began.elapsed() > LAST_CLOSE {
             return Ok(false);
         }
         std::thread::sleep(LINK_RETRY);
     }
     Ok(true)
+}
+
+/// Has the kernel carry an order out, which may wait for what the kernel waits for.
+async fn ordered<T: Send + 'static>(
+    order: impl FnOnce() -> Result<T, NetlinkError> + Send + 'static,
+) -> Result<T, NetlinkError> {
+    match tokio::time::timeout(ORDER_TIME, blocking(order)).await {
+        Ok(result) => result,
+        Err(_) => Err(NetlinkError::Silent),
+    }
+}
+
+/// Who holds a device.
+async fn holders_of(index: u32) -> Vec<Holder> {
+    let found = tokio::time::timeout(ORDER_TIME, blocking(move || holders::find(index)));
+    found.await.unwrap_or_else(|_| vec![Holder::NotFoundOut])
 }
 
 /// Runs what may wait in a thread that may.

@@ -71,12 +71,14 @@ impl Trouble {
     }
 
     fn other(device: Device, error: NetlinkError) -> Self {
-        let (NetlinkError::Refused(errno) | NetlinkError::System(errno)) = error else {
-            return Self::NoDriver(device);
+        let what = match error {
+            NetlinkError::NoDriver => return Self::NoDriver(device),
+            NetlinkError::Silent => "the kernel does not answer".to_owned(),
+            NetlinkError::Refused(errno) | NetlinkError::System(errno) => errno.to_string(),
         };
         Self::System {
             device: shown(device),
-            what: errno.to_string(),
+            what,
         }
     }
 
