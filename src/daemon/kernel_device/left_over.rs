@@ -1,7 +1,8 @@
 //! The device of a resource that is not up: its loop has ended by an error, or it cannot be brought up.
 //! `up` serves it again, `down` takes it away, `status` names it.
 
-use super::{backend, disconnect, holders_of, links, ordered, sysfs, trouble};
+use super::orders::{disconnect, holders_of, ordered};
+use super::{backend, links, sysfs, trouble};
 use crate::api::ErrorBody;
 use crate::config;
 use crate::daemon::state::StateDir;

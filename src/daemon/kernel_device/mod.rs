@@ -8,9 +8,12 @@
 //! * a device is ended only when nobody holds it ([`holders`]), or when that is ordered by force;
 //! * there is one connection, and it is replaced when nothing is left of it ([`link`]).
 //!
-//! [`release`] is what `secondary`, `down` and the end of the daemon do with it; [`trouble`] says why there
-//! is none; [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names under /dev/twinblk.
+//! [`attach`] makes it and connects it; [`release`] is what `secondary`, `down` and the end of the daemon do
+//! with it, [`hold`] keeps it away meanwhile; [`left_over`] is one without a resource; [`trouble`] says why
+//! there is none; [`orders`], [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names
+//! under /dev/twinblk.
 
+mod attach;
 pub(crate) mod claimant;
 mod hold;
 mod holders;
@@ -19,12 +22,12 @@ mod link;
 mod links;
 mod netlink;
 mod open_files;
+mod orders;
 mod release;
 mod resume;
 mod sysfs;
 mod trouble;
 
-use super::exports;
 use super::running::{Running, lock};
 use super::state::StateDir;
 use crate::api::{DeviceStatus, ErrorBody};
@@ -32,12 +35,12 @@ use crate::config::{self, Device};
 use crate::driver::mailbox::StatusReply;
 use claimant::Claimant;
 use hold::Hold;
-use holders::{Claim, Holder};
+use holders::Claim;
 pub(crate) use left_over::LeftOver;
-use link::{CLIENT, Link};
-use netlink::{Nbd, NetlinkError};
+use link::Link;
+use netlink::NetlinkError;
+use orders::{blocking, disconnect, holders_of, ordered};
 use resume::Verdict;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -46,9 +49,7 @@ use trouble::Trouble;
 use twinblk_engine::command::Command;
 use twinblk_engine::event::Role;
 use twinblk_engine::ids::VolumeId;
-use userspace_nbd::export::{Export, TransmissionFlags};
-use userspace_nbd::kernel::{Connect, Reconfigure, Timeouts};
-use userspace_nbd::negotiation::Lookup;
+use userspace_nbd::kernel::Timeouts;
 
 /// How backend identifiers of ours begin.
 const BACKEND: &str = "twinblk ";
@@ -56,12 +57,6 @@ const BACKEND: &str = "twinblk ";
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the kernel may take to notice that a connection has ended.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
-/// Time between two attempts to give it a new one.
-const LINK_RETRY: Duration = Duration::from_millis(20);
-/// How long a device that was ended may be looked at by somebody (udev) before it counts as held.
-const LAST_CLOSE: Duration = Duration::from_secs(2);
-/// How long the kernel may take for an order, and a look at who holds a device.
-const ORDER_TIME: Duration = Duration::from_secs(20);
 /// How long a promotion may take.
 const PROMOTION_TIME: Duration = Duration::from_secs(30);
 
@@ -269,211 +264,6 @@ impl KernelDevice {
                     .await
             }
         }
-    }
-
-    fn timeouts(running: &Running) -> Timeouts {
-        lock(&running.config).device_timeouts()
-    }
-
-    /// What the kernel's client is offered, or why nothing is.
-    fn offer(&self, reply: &StatusReply) -> Result<Export, Trouble> {
-        let offered = exports::look(&self.resource, reply);
-        let volume = VolumeId(self.volume);
-        let size = reply.status.volumes.iter().find(|v| v.volume == volume);
-        match (offered, size) {
-            (Lookup::Found(export), Some(v)) => Ok(Export {
-                size: v.size,
-                ..export
-            }),
-            (Lookup::Refused { policy_text }, _) => Err(Trouble::System {
-                device: self.wanted.to_string(),
-                what: policy_text,
-            }),
-            _ => Err(Trouble::System {
-                device: self.wanted.to_string(),
-                what: "the volume is not there".to_owned(),
-            }),
-        }
-    }
-
-    /// Makes the device.
-    async fn attach(&self, running: &Arc<Running>, reply: &StatusReply) -> Step {
-        match self.try_attach(running, reply).await {
-            Ok(attached) => {
-                let index = attached.index;
-                tracing::info!(resource = %self.resource, "/dev/nbd{index} is attached");
-                self.name(index);
-                (State::Attached(attached), Ok(()))
-            }
-            Err(trouble) => (State::Detached, Err(trouble)),
-        }
-    }
-
-    async fn try_attach(
-        &self,
-        running: &Arc<Running>,
-        reply: &StatusReply,
-    ) -> Result<Attached, Trouble> {
-        let export = self.offer(reply)?;
-        let system = |what: rustix::io::Errno| Trouble::System {
-            device: self.wanted.to_string(),
-            what: what.to_string(),
-        };
-        let (ours, kernels) = link::pair().map_err(system)?;
-        let (size, block_size) = (export.size, export.block_size.minimum);
-        let timeouts = Self::timeouts(running);
-        // It is served before it is there: whoever sees it first may read from it at once.
-        let link = Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
-        if link.is_taken(running).await != Some(true) {
-            link.cut();
-            return Err(Trouble::NotTaken(self.wanted));
-        }
-        let (wanted, backend) = (self.wanted, self.backend.clone());
-        let made = ordered(move || {
-            let index = match wanted {
-                Device::Number(index) => Some(index),
-                Device::Auto => None,
-            };
-            Nbd::open()?.connect(&Connect {
-                index,
-                size,
-                block_size,
-                flags: kernel_flags(),
-                timeouts,
-                backend: &backend,
-                sockets: &[kernels.as_raw_fd()],
-            })
-        });
-        match made.await {
-            Ok(index) => Ok(Attached {
-                index,
-                link,
-                size,
-                timeouts,
-                since: Instant::now(),
-                gone_noted: false,
-            }),
-            Err(error) => {
-                link.cut();
-                // It may have been made all the same, and nobody would serve it.
-                if let Some(index) = sysfs::find(Path::new(sysfs::BLOCK), &self.backend) {
-                    let ended = self.disconnect(index, None).await;
-                    tracing::warn!(
-                        resource = %self.resource,
-                        "/dev/nbd{index} was made, with an error ({error:?}), and is ended again: \
-                         {ended:?}"
-                    );
-                }
-                let owner = |index| sysfs::owner(Path::new(sysfs::BLOCK), index);
-                Err(Trouble::connecting(wanted, error, owner))
-            }
-        }
-    }
-
-    /// Gives a device a new connection in place of one that has ended.
-    async fn relink(
-        &self,
-        index: u32,
-        running: &Arc<Running>,
-        reply: &StatusReply,
-    ) -> Result<Attached, Trouble> {
-        let export = self.offer(reply)?;
-        let timeouts = Self::timeouts(running);
-        let began = Instant::now();
-        loop {
-            let system = |what: rustix::io::Errno| Trouble::System {
-                device: format!("/dev/nbd{index}"),
-                what: what.to_string(),
-            };
-            let (ours, kernels) = link::pair().map_err(system)?;
-            let backend = self.backend.clone();
-            let done = ordered(move || {
-                Nbd::open()?.reconfigure(&Reconfigure {
-                    index,
-                    backend: &backend,
-                    // Since Linux 6.9 a new size waits for the requests under way, and those for
-                    // this connection.
-                    size: None,
-                    timeouts: Some(timeouts),
-                    sockets: &[kernels.as_raw_fd()],
-                })
-                // Here our hold of the kernel's end goes.
-            });
-            done.await.map_err(|e| Trouble::of_order(index, e))?;
-            if !link::is_hung_up(&ours) {
-                let link =
-                    Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
-                // The kernel has it: a loop that does not answer yet has it in its mailbox.
-                if link.is_taken(running).await == Some(false) {
-                    return Err(Trouble::NotServed { index });
-                }
-                // For the size.
-                self.wake();
-                return Ok(Attached {
-                    index,
-                    link,
-                    size: 0,
-                    timeouts,
-                    since: Instant::now(),
-                    gone_noted: false,
-                });
-            }
-            // The kernel has not noticed yet that the old connection is dead, and dropped this one.
-            if began.elapsed() > LINK_PATIENCE {
-                return Err(Trouble::OldLinkLives { index });
-            }
-            tokio::time::sleep(LINK_RETRY).await;
-        }
-    }
-
-    /// All is well; the kernel learns what has changed.
-    async fn keep(&self, attached: Attached, running: &Arc<Running>, reply: &StatusReply) -> Step {
-        let (index, timeouts) = (attached.index, Self::timeouts(running));
-        let size = match self.offer(reply) {
-            Ok(export) => export.size,
-            Err(_) => attached.size,
-        };
-        if (size, timeouts) == (attached.size, attached.timeouts) {
-            return (State::Attached(attached), Ok(()));
-        }
-        let new_size = (size != attached.size).then_some(size);
-        match self.order_change(index, new_size, timeouts).await {
-            Ok(()) => {
-                if new_size.is_some() && attached.size != 0 {
-                    tracing::info!(resource = %self.resource, "/dev/nbd{index} has {size} bytes now");
-                }
-                let attached = Attached {
-                    size,
-                    timeouts,
-                    ..attached
-                };
-                (State::Attached(attached), Ok(()))
-            }
-            Err(trouble @ Trouble::Gone { .. }) => {
-                attached.link.cut();
-                (self.given_up(index, &trouble.reason()), Err(trouble))
-            }
-            Err(trouble) => (State::Attached(attached), Err(trouble)),
-        }
-    }
-
-    async fn order_change(
-        &self,
-        index: u32,
-        size: Option<u64>,
-        timeouts: Timeouts,
-    ) -> Result<(), Trouble> {
-        let backend = self.backend.clone();
-        let done = ordered(move || {
-            Nbd::open()?.reconfigure(&Reconfigure {
-                index,
-                backend: &backend,
-                size,
-                timeouts: Some(timeouts),
-                sockets: &[],
-            })
-        });
-        done.await.map_err(|e| Trouble::of_order(index, e))
     }
 
     /// Becomes Primary again for a device that waits, if that may be.
@@ -731,61 +521,5 @@ fn remove_stale_names(resource: &str, volume: u16) {
         if !backend.is_some_and(|b| b.starts_with(BACKEND)) {
             links::remove(directory, resource, volume, index);
         }
-    }
-}
-
-/// What the kernel's client is told of the export: flags it does not know it ignores. CAN_MULTI_CONN is
-/// true, and yet there is one connection.
-fn kernel_flags() -> TransmissionFlags {
-    TransmissionFlags::HAS_FLAGS
-        | TransmissionFlags::SEND_FLUSH
-        | TransmissionFlags::SEND_FUA
-        | TransmissionFlags::SEND_TRIM
-        | TransmissionFlags::SEND_WRITE_ZEROES
-        | TransmissionFlags::CAN_MULTI_CONN
-}
-
-/// Ends a device with this backend, and gives the claim on it back. Answers whether it is gone: it stays,
-/// without being of use, until the last who has it open closes it.
-fn disconnect(index: u32, backend: &str, claim: Option<Claimant>) -> Result<bool, NetlinkError> {
-    // Whatever has the number otherwise is somebody else's.
-    let is_ours = || sysfs::backend(Path::new(sysfs::BLOCK), index).as_deref() == Some(backend);
-    if !is_ours() {
-        return Ok(true);
-    }
-    let mut nbd = Nbd::open()?;
-    nbd.disconnect(index)?;
-    drop(claim);
-    let began = Instant::now();
-    while nbd.is_connected(index)? && is_ours() {
-        if began.elapsed() > LAST_CLOSE {
-            return Ok(false);
-        }
-        std::thread::sleep(LINK_RETRY);
-    }
-    Ok(true)
-}
-
-/// Has the kernel carry an order out, which may wait for what the kernel waits for.
-async fn ordered<T: Send + 'static>(
-    order: impl FnOnce() -> Result<T, NetlinkError> + Send + 'static,
-) -> Result<T, NetlinkError> {
-    match tokio::time::timeout(ORDER_TIME, blocking(order)).await {
-        Ok(result) => result,
-        Err(_) => Err(NetlinkError::Silent),
-    }
-}
-
-/// Who holds a device.
-async fn holders_of(index: u32) -> Vec<Holder> {
-    let found = tokio::time::timeout(ORDER_TIME, blocking(move || holders::find(index)));
-    found.await.unwrap_or_else(|_| vec![Holder::NotFoundOut])
-}
-
-/// Runs what may wait in a thread that may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }

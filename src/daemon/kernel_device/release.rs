@@ -3,8 +3,10 @@
 use super::claimant::Claimant;
 use super::hold::Released;
 use super::holders::{self, Claim};
+use super::link::CLIENT;
+use super::orders::{blocking, holders_of};
 use super::trouble::{self, Trouble};
-use super::{Attached, CLIENT, KernelDevice, State, blocking, holders_of};
+use super::{Attached, KernelDevice, State};
 use crate::api::ErrorBody;
 use crate::daemon::running::Running;
 use crate::daemon::supervisor::error;
