@@ -172,6 +172,12 @@ pub(crate) enum Verb {
     Daemon(Daemon),
     /// See it work: two nodes on this machine, a crash, a failover, a resync. Needs no root.
     Demo,
+    /// The daemon runs this to claim a kernel device.
+    #[command(name = crate::daemon::claimant::VERB, hide = true)]
+    ClaimDevice {
+        /// N of /dev/nbdN.
+        index: u32,
+    },
 }
 
 /// Which resource.

@@ -79,6 +79,10 @@ fn run(cli: Cli) -> Result<(), CliError> {
         }
         Verb::Daemon(args) => return daemon::run(args, control),
         Verb::Demo => return demo::run(),
+        Verb::ClaimDevice { index } => {
+            let failed = |e: std::io::Error| CliError::new(Code::Other, e.to_string(), "");
+            return crate::daemon::claimant::run(*index).map_err(failed);
+        }
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

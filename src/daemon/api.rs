@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{broadcast, mpsc};
-use twinblk_engine::command::Command;
+use twinblk_engine::command::{Command, CommandResult};
 use twinblk_engine::ids::NodeId;
 
 /// Time an order may take before the caller is told what it waits for.
@@ -179,6 +179,10 @@ async fn carry_out(
 
 async fn order_engine(running: &Running, command: Command) -> Result<String, ErrorBody> {
     let result = running.order(command, ORDER_TIME).await;
+    told(running, result)
+}
+
+fn told(running: &Running, result: CommandResult) -> Result<String, ErrorBody> {
     let config = lock(&running.config).clone();
     result.map_err(|refusal| convert::error(&config, &refusal))
 }
@@ -197,8 +201,10 @@ async fn order_with_device(
             Ok(text)
         }
         Command::Secondary => {
-            let _released = device.release(running).await?;
-            order_engine(running, command).await
+            let released = device.release(running).await?;
+            let mut answer = released.until_answered(running.give(command));
+            let result = running.answer_within(&mut answer, ORDER_TIME).await;
+            told(running, result)
         }
         Command::Resize { .. } => {
             let text = order_engine(running, command).await?;

@@ -133,6 +133,18 @@ impl FakeLoop {
         panic!("nobody asked");
     }
 
+    /// The next client that is handed over; dropped, it is refused.
+    pub(super) async fn client(&self) -> ToLoop {
+        for _ in 0..TURNS {
+            match self.orders.try_recv() {
+                Ok(client @ ToLoop::NbdClient { .. }) => return client,
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+        panic!("no client came");
+    }
+
     pub(super) fn answer(&self, id: CommandId, result: CommandResult) {
         self.says
             .send(FromLoop::CommandDone(id, result))

@@ -35,6 +35,7 @@ mod supervisor;
 mod volumes;
 
 use crate::config;
+pub(crate) use kernel_device::claimant;
 use std::path::PathBuf;
 use std::sync::Arc;
 use supervisor::Supervisor;

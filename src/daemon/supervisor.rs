@@ -1,7 +1,7 @@
 //! The owner of the list of resources: up, down, adjust, and what happens when a loop ends. A resource
 //! that fails does not touch the others.
 
-use super::kernel_device::KernelDevice;
+use super::kernel_device::{KernelDevice, LeftOver};
 use super::running::{Answer, Running, lock};
 use super::state::StateDir;
 use super::{DaemonOptions, convert, dial, exports, peers, volumes};
@@ -157,7 +157,9 @@ impl Supervisor {
             Some(running) => convert::status(&running).await,
             None => {
                 let mut status = convert::down(&config);
-                status.suspended = self.why_down(name);
+                let left_over = LeftOver::find(&config, &self.state).map(|device| device.text());
+                let why: Vec<String> = self.why_down(name).into_iter().chain(left_over).collect();
+                status.suspended = (!why.is_empty()).then(|| why.join("\n"));
                 status
             }
         })
@@ -293,10 +295,14 @@ impl Supervisor {
     ) -> Result<String, ErrorBody> {
         let _one = self.changing.lock().await;
         let Some(running) = self.running(name) else {
-            self.configured(name)?;
+            let config = self.configured(name)?;
+            let ended = match LeftOver::find(&config, &self.state) {
+                Some(device) => format!("; {}", device.end(&self.state, force).await?),
+                None => String::new(),
+            };
             lock(&self.failed).remove(name);
             self.remember(name, false);
-            return Ok(format!("{name} is not up"));
+            return Ok(format!("{name} is not up{ended}"));
         };
         let released = match &running.device {
             Some(device) => Some(device.release_for_down(&running, force).await?),
@@ -306,8 +312,10 @@ impl Supervisor {
         // by itself. Only the engine's refusal takes it back.
         let was_wanted = self.remember(name, false);
         let mut answer = running.give(Command::Stop { force });
+        if let Some(released) = released {
+            answer = released.until_ended(answer, &running);
+        }
         let stopped = self.wait_stopped(&running, &mut answer).await;
-        drop(released);
         match stopped {
             Ok(()) => {}
             Err(NotStopped::Refused(e)) => {

@@ -67,11 +67,15 @@ fn the_device_comes_with_the_role_and_goes_with_it() {
         assert!(text.contains("umount /mnt"), "{text}");
     }
     alpha.ok("touch /mnt/still-there && sync && umount /mnt");
-    alpha.ok("sleep 1000 < /dev/nbd0 & echo $! > /run/sleeper");
-    let text = refused(alpha, 12, "twinblk secondary r0");
-    let pid = alpha.ok("cat /run/sleeper");
-    assert!(text.contains(&format!("process {}", pid.trim())), "{text}");
-    alpha.ok("kill $(cat /run/sleeper)");
+    // By whatever name it was opened.
+    alpha.ok("mknod /run/other-name b $(tr : ' ' < /sys/block/nbd0/dev)");
+    for node in ["/dev/nbd0", "/run/other-name"] {
+        alpha.ok(&format!("sleep 1000 < {node} & echo $! > /run/sleeper"));
+        let text = refused(alpha, 12, "twinblk secondary r0");
+        let pid = alpha.ok("cat /run/sleeper");
+        assert!(text.contains(&format!("process {}", pid.trim())), "{text}");
+        alpha.ok("kill $(cat /run/sleeper)");
+    }
     alpha.ok("modprobe dm-mod; echo 0 8 linear /dev/nbd0 0 | dmsetup create --noudevsync part");
     let text = refused(alpha, 12, "twinblk secondary r0");
     assert!(text.contains("dm-0 (part)"), "{text}");

@@ -1,15 +1,19 @@
 //! Who holds a kernel device: mounts in any namespace, devices stacked on it, swap, processes. Nothing
-//! here touches the device itself, so that none of it waits for a device that nobody serves; only
-//! [`claim`] opens it.
+//! here touches the device itself, so that none of it waits for a device that nobody serves; [`claim`] has
+//! another process open it. Nor is anything asked of a file system that may be on another machine.
+//!
+//! Invariant: whoever cannot be looked at counts as a holder.
 
-use super::sysfs;
-use rustix::fs::{Mode, OFlags};
+use super::claimant::{self, Claimant};
+use super::{open_files as open, sysfs};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long the kernel may take to write out what is in its cache.
+pub(super) const CLAIM_TIME: Duration = Duration::from_secs(20);
 
 /// One who holds it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +26,10 @@ pub(super) enum Holder {
     Swap,
     /// A process has it open.
     Process(u32, String),
+    /// A process whose descriptors cannot be read; there may be more.
+    Hidden(u32, String),
+    /// To look took too long.
+    NotFoundOut,
     /// Somebody in the kernel claims it, and nothing shows who.
     Unknown,
 }
@@ -34,6 +42,12 @@ impl fmt::Display for Holder {
             Self::Device(name, label) => write!(f, "{name} ({label}) is built on it"),
             Self::Swap => write!(f, "it is used as swap space"),
             Self::Process(pid, name) => write!(f, "process {pid} ({name}) has it open"),
+            Self::Hidden(pid, name) => write!(
+                f,
+                "process {pid} ({name}) may have it open: which files it has open cannot be read \
+                 (the daemon needs CAP_SYS_PTRACE for that)"
+            ),
+            Self::NotFoundOut => write!(f, "it takes too long to find out who holds it"),
             Self::Unknown => write!(
                 f,
                 "something in the kernel holds it (a mount in a namespace without processes, a \
@@ -47,7 +61,9 @@ impl Holder {
     /// One that looks at every new device and goes again by itself.
     pub(super) fn is_passing(&self) -> bool {
         let udev = ["(udev-worker)", "systemd-udevd", "udevd"];
-        matches!(self, Self::Process(_, name) if udev.contains(&name.as_str()))
+        // A claim of an earlier daemon ends as soon as the device is served.
+        let passes = |name: &str| udev.contains(&name) || name == claimant::NAME;
+        matches!(self, Self::Process(_, name) if passes(name))
     }
 
     /// What ends it.
@@ -59,6 +75,12 @@ impl Holder {
             }
             Self::Swap => "`swapoff` it".to_owned(),
             Self::Process(pid, _) => format!("end process {pid}"),
+            Self::Hidden(..) => {
+                "run the daemon as root with CAP_SYS_PTRACE (or, if nobody needs the device: \
+                 `twinblk down --force`)"
+                    .to_owned()
+            }
+            Self::NotFoundOut => "look at the kernel's log (`dmesg`)".to_owned(),
             Self::Unknown => "find and end it".to_owned(),
         }
     }
@@ -72,6 +94,11 @@ pub(super) fn in_words(holders: &[Holder]) -> String {
 
 /// Everybody who can be seen to hold /dev/nbd`index` or a partition of it.
 pub(super) fn find(index: u32) -> Vec<Holder> {
+    find_but(index, None)
+}
+
+/// The same without one process of ours.
+fn find_but(index: u32, ours: Option<u32>) -> Vec<Holder> {
     let block = Path::new(sysfs::BLOCK);
     let parts = sysfs::parts(block, index);
     let mut found = BTreeSet::new();
@@ -80,25 +107,46 @@ pub(super) fn find(index: u32) -> Vec<Holder> {
     if swaps.lines().any(|l| is_part(&parts, word(l, 0))) {
         found.insert(Holder::Swap);
     }
+    let processes = processes();
+    let mut local = BTreeSet::new();
     let mut namespaces = BTreeSet::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let path = entry.path();
+    for (_, path) in &processes {
         if let Ok(namespace) = std::fs::read_link(path.join("ns/mnt"))
             && namespaces.insert(namespace)
         {
             // A process may end at any moment: what cannot be read is not there.
             let table = std::fs::read_to_string(path.join("mountinfo")).unwrap_or_default();
             found.extend(mounts(&table, &parts));
-        }
-        if pid != std::process::id() && has_open(&path, &parts) {
-            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
-            found.insert(Holder::Process(pid, name.trim().to_owned()));
+            local.extend(local_mounts(&table));
         }
     }
+    let mut hidden = None;
+    for (pid, path) in processes {
+        if pid == std::process::id() || Some(pid) == ours {
+            continue;
+        }
+        let name = || {
+            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+            name.trim().to_owned()
+        };
+        match open::has_open(&path, &parts, &local) {
+            Ok(true) => {
+                found.insert(Holder::Process(pid, name()));
+            }
+            Ok(false) => {}
+            Err(_) => hidden = hidden.or_else(|| Some(Holder::Hidden(pid, name()))),
+        }
+    }
+    found.extend(hidden);
     found.into_iter().collect()
+}
+
+/// All processes, and where to read about them.
+fn processes() -> Vec<(u32, PathBuf)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path())))
+        .collect()
 }
 
 fn word(line: &str, at: usize) -> &str {
@@ -107,7 +155,8 @@ fn word(line: &str, at: usize) -> &str {
 
 /// Whether a path is the device or a partition, by its name or through a link.
 fn is_part(parts: &[(String, String)], path: &str) -> bool {
-    if !path.starts_with('/') {
+    // Elsewhere nobody looks: to follow a name on a dead server would wait for it.
+    if !path.starts_with("/dev/") {
         return false;
     }
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
@@ -157,6 +206,25 @@ fn mounts(table: &str, parts: &[(String, String)]) -> Vec<Holder> {
     found
 }
 
+/// Numbers of the mounts in such a table whose files are on this machine, as far as one can know.
+fn local_mounts(table: &str) -> Vec<u64> {
+    // Their answers come from elsewhere, or from a process.
+    const REMOTE: [&str; 12] = [
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "coda", "ocfs2", "gfs2",
+        "lustre",
+    ];
+    let mut numbers = Vec::new();
+    for line in table.lines() {
+        let kind = line
+            .split_once(" - ")
+            .map_or("", |(_, right)| word(right, 0));
+        if !REMOTE.contains(&kind) && !kind.starts_with("fuse") {
+            numbers.extend(word(line, 0).parse::<u64>());
+        }
+    }
+    numbers
+}
+
 /// Blanks and the like stand there as three octal digits behind a backslash.
 fn unescaped(text: &str) -> String {
     let mut out = Vec::new();
@@ -174,60 +242,38 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Whether a process has it open.
-fn has_open(process: &Path, parts: &[(String, String)]) -> bool {
-    let list = std::fs::read_dir(process.join("fd"));
-    list.into_iter().flatten().flatten().any(|entry| {
-        let path = entry.path();
-        // Only what looks like a device is looked at: asking a file on a dead server would wait.
-        let device = std::fs::read_link(&path).is_ok_and(|t| t.to_string_lossy().contains("/dev/"));
-        let meta = device.then(|| std::fs::metadata(&path).ok()).flatten();
-        meta.is_some_and(|meta| {
-            let (major, minor) = (
-                rustix::fs::major(meta.rdev()),
-                rustix::fs::minor(meta.rdev()),
-            );
-            meta.file_type().is_block_device()
-                && parts
-                    .iter()
-                    .any(|(_, dev)| *dev == format!("{major}:{minor}"))
-        })
-    })
-}
-
 /// What came of a [`claim`].
 #[derive(Debug)]
 pub(super) enum Claim {
     /// Nobody holds it, and as long as this lives nobody can mount it or build on it.
-    Free(OwnedFd),
+    Free(Claimant),
     /// These hold it.
     Held(Vec<Holder>),
 }
 
 /// Takes the device for oneself, so that it can be ended. It must be served: opening it may read from it,
-/// and what is still in the kernel's cache is written to it.
+/// and what is still in the kernel's cache is written to it. Takes [`CLAIM_TIME`] at most; the error is then
+/// `TimedOut`.
 pub(super) fn claim(index: u32) -> std::io::Result<Claim> {
-    // Not for writing: that would make udev look at it again.
-    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
-    let device = match rustix::fs::open(format!("/dev/nbd{index}"), flags, Mode::empty()) {
-        Ok(device) => device,
-        Err(Errno::BUSY) => {
-            let mut holders = find(index);
+    let mut claimant = Claimant::start(index, CLAIM_TIME)?;
+    match claimant.wait_open() {
+        Ok(()) => {}
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+            let mut holders = find_but(index, Some(claimant.id()));
             if holders.is_empty() {
                 holders.push(Holder::Unknown);
             }
             return Ok(Claim::Held(holders));
         }
-        Err(error) => return Err(error.into()),
-    };
+        Err(error) => return Err(error),
+    }
     // Those who only have it open are not kept out by the claim.
-    let holders = find(index);
+    let holders = find_but(index, Some(claimant.id()));
     if !holders.is_empty() {
         return Ok(Claim::Held(holders));
     }
-    // Who closed it while the claim was there did not have his writes written out.
-    rustix::fs::fsync(&device)?;
-    Ok(Claim::Free(device))
+    claimant.clean()?;
+    Ok(Claim::Free(claimant))
 }
 
 #[cfg(test)]
@@ -256,6 +302,27 @@ garbage
     }
 
     #[test]
+    fn mounts_from_elsewhere_are_told_apart() {
+        let table = "\
+22 1 0:21 / /proc rw,relatime - proc proc rw
+23 1 0:99 / /far rw - nfs4 server:/far rw
+24 1 0:98 / /home rw shared:1 - fuse.sshfs me@there: rw
+25 1 0:5 / /jail/dev rw - devtmpfs udev rw
+garbage
+";
+        assert_eq!(local_mounts(table), [22, 25]);
+    }
+
+    #[test]
+    fn a_source_elsewhere_is_not_followed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/nbd0", &link).expect("a link");
+        assert!(!is_part(&parts(), link.to_str().expect("text")));
+        assert!(is_part(&parts(), "/dev/nbd0p1"));
+    }
+
+    #[test]
     fn octal_digits_are_read_and_nothing_else() {
         assert_eq!(unescaped("/a\\011b\\134"), "/a\tb\\");
         assert_eq!(unescaped("/a\\09"), "/a\\09");
@@ -270,19 +337,29 @@ garbage
             Holder::Device("loop1".into(), String::new()),
             Holder::Process(812, "fio".into()),
             Holder::Swap,
+            Holder::Hidden(813, "vault".into()),
         ];
         let text = in_words(&all);
-        for word in ["/mnt", "dm-0 (vg0-data)", "loop1 is", "812 (fio)", "swap"] {
+        for word in [
+            "/mnt",
+            "dm-0 (vg0-data)",
+            "loop1 is",
+            "812 (fio)",
+            "swap",
+            "813 (vault) may",
+        ] {
             assert!(text.contains(word), "{word}: {text}");
         }
         assert_eq!(all[0].way_out(), "`umount /mnt`");
         assert!(!all[3].is_passing());
         assert!(Holder::Process(9, "(udev-worker)".into()).is_passing());
+        assert!(Holder::Process(9, claimant::NAME.into()).is_passing());
     }
 
     #[test]
     fn nobody_holds_a_device_that_is_not_there() {
-        assert_eq!(find(32_000), []);
-        assert!(claim(32_000).is_err());
+        let found = find(32_000);
+        let seen = |h: &Holder| !matches!(h, Holder::Hidden(..));
+        assert!(!found.iter().any(seen), "{found:?}");
     }
 }

@@ -12,6 +12,7 @@ use rustix::net::{
 };
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, oneshot, watch};
 use twinblk_engine::ids::VolumeId;
 use userspace_nbd::export::Export;
@@ -21,10 +22,12 @@ use userspace_nbd::negotiation::Session;
 pub(super) const CLIENT: &str = "the kernel's nbd device";
 
 /// A connection the loop serves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Link {
     socket: Arc<OwnedFd>,
     gone: watch::Receiver<bool>,
+    /// Its end is worth waking somebody.
+    taken: Arc<AtomicBool>,
 }
 
 /// A pair of which neither end is in use yet: ours, and the kernel's.
@@ -48,7 +51,8 @@ pub(super) fn is_hung_up(socket: &OwnedFd) -> bool {
 }
 
 impl Link {
-    /// Hands our end to the loop. `wake` is told when nothing of the connection is left.
+    /// Hands our end to the loop, which may refuse it ([`Link::is_taken`]). `wake` is told when nothing of
+    /// a connection that was taken is left.
     pub(super) fn serve(
         running: &Running,
         socket: OwnedFd,
@@ -61,13 +65,17 @@ impl Link {
         let (kept, dropped) = oneshot::channel::<()>();
         let (sender, gone) = watch::channel(false);
         let (watched, wake) = (Arc::clone(&own), Arc::clone(wake));
+        let taken = Arc::new(AtomicBool::new(false));
+        let worth = Arc::clone(&taken);
         tokio::spawn(async move {
             // Nothing is ever sent: it ends when the loop drops its half.
             let _ = dropped.await;
             // Whatever became of the loop, the kernel learns that nobody serves it.
             let _ = shutdown(&watched, Shutdown::Both);
             sender.send_replace(true);
-            wake.notify_one();
+            if worth.load(Ordering::Relaxed) {
+                wake.notify_one();
+            }
         });
         let session = Session {
             export: Export {
@@ -88,7 +96,25 @@ impl Link {
             client: CLIENT.to_owned(),
             kept: Some(kept),
         });
-        Ok(Self { socket: own, gone })
+        Ok(Self {
+            socket: own,
+            gone,
+            taken,
+        })
+    }
+
+    /// Whether the loop serves it; `None`: it does not say. It refuses while the role changes and when the
+    /// resource stops; then nothing is left of the connection.
+    pub(super) async fn is_taken(&self, running: &Running) -> Option<bool> {
+        // What the loop is told it hears in order: once it answers it has decided.
+        let answered = running.status().await.is_ok();
+        // The task that watches was woken before this one.
+        tokio::task::yield_now().await;
+        if self.is_gone() {
+            return Some(false);
+        }
+        self.taken.store(true, Ordering::Relaxed);
+        answered.then_some(true)
     }
 
     /// Nothing is left of it.
@@ -122,5 +148,46 @@ mod tests {
         rustix::io::read(&ours, &mut byte).expect("it was only looked at");
         drop(kernels);
         assert!(is_hung_up(&ours));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_the_loop_refuses_is_known_before_the_kernel_gets_it() {
+        let kit = crate::daemon::fake_loop::Kit::new();
+        let fake = kit.up("r0");
+        let running = kit.supervisor.running("r0").expect("it is up");
+        let wake = Arc::new(Notify::new());
+        for takes in [false, true] {
+            let (ours, _kernels) = pair().expect("a pair");
+            let export = Export {
+                name: "r0".into(),
+                description: String::new(),
+                size: 1 << 20,
+                flags: userspace_nbd::export::TransmissionFlags::HAS_FLAGS,
+                block_size: userspace_nbd::export::BlockSize {
+                    minimum: 512,
+                    preferred: 4096,
+                    maximum: 1 << 20,
+                },
+                meta_contexts: Vec::new(),
+            };
+            let link = Link::serve(&running, ours, 0, export, &wake).expect("descriptors");
+            let asked = tokio::spawn({
+                let running = Arc::clone(&running);
+                async move { (link.is_taken(&running).await, link) }
+            });
+            let client = fake.client().await;
+            let kept = takes.then_some(client);
+            fake.tell_state().await;
+            let (taken, mut link) = asked.await.expect("it ends");
+            assert_eq!(taken, Some(takes));
+            let woken = |wake: &Notify| {
+                let mut woken = std::pin::pin!(wake.notified());
+                woken.as_mut().enable()
+            };
+            drop(kept);
+            link.wait_gone().await;
+            tokio::task::yield_now().await;
+            assert_eq!(woken(&wake), takes, "nobody is told of what never was");
+        }
     }
 }

@@ -8,29 +8,39 @@
 //! * a device is ended only when nobody holds it ([`holders`]), or when that is ordered by force;
 //! * there is one connection, and it is replaced when nothing is left of it ([`link`]).
 //!
-//! [`release`] is what `secondary`, `down` and the end of the daemon do with it; [`trouble`] says why there
-//! is none; [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names under /dev/twinblk.
+//! [`attach`] makes it and connects it; [`release`] is what `secondary`, `down` and the end of the daemon do
+//! with it, [`hold`] keeps it away meanwhile; [`left_over`] is one without a resource; [`trouble`] says why
+//! there is none; [`orders`], [`netlink`] and [`sysfs`] speak with the kernel; [`links`] makes the names
+//! under /dev/twinblk.
 
+mod attach;
+pub(crate) mod claimant;
+mod hold;
 mod holders;
+mod left_over;
 mod link;
 mod links;
 mod netlink;
+mod open_files;
+mod orders;
 mod release;
 mod resume;
 mod sysfs;
 mod trouble;
 
-use super::exports;
 use super::running::{Running, lock};
 use super::state::{GIVEN_UP, StateDir};
 use crate::api::{DeviceStatus, ErrorBody};
 use crate::config::{self, Device};
 use crate::driver::mailbox::StatusReply;
+use claimant::Claimant;
+use hold::Hold;
 use holders::Claim;
-use link::{CLIENT, Link};
-use netlink::{Nbd, NetlinkError};
+pub(crate) use left_over::LeftOver;
+use link::Link;
+use netlink::NetlinkError;
+use orders::{blocking, disconnect, holders_of, ordered};
 use resume::Verdict;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -40,9 +50,7 @@ use trouble::Trouble;
 use twinblk_engine::command::Command;
 use twinblk_engine::event::Role;
 use twinblk_engine::ids::VolumeId;
-use userspace_nbd::export::{Export, TransmissionFlags};
-use userspace_nbd::kernel::{Connect, Reconfigure, Timeouts};
-use userspace_nbd::negotiation::Lookup;
+use userspace_nbd::kernel::Timeouts;
 
 /// How backend identifiers of ours begin.
 const BACKEND: &str = "twinblk ";
@@ -50,10 +58,6 @@ const BACKEND: &str = "twinblk ";
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the kernel may take to notice that a connection has ended.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
-/// Time between two attempts to give it a new one.
-const LINK_RETRY: Duration = Duration::from_millis(20);
-/// How long a device that was ended may be looked at by somebody (udev) before it counts as held.
-const LAST_CLOSE: Duration = Duration::from_secs(2);
 /// How long a promotion may take.
 const PROMOTION_TIME: Duration = Duration::from_secs(30);
 
@@ -70,8 +74,8 @@ pub(crate) struct KernelDevice {
     /// For `status`.
     told: Mutex<DeviceStatus>,
     wake: Arc<Notify>,
-    /// An order is about to take the device away: nothing brings it back meanwhile.
-    held_back: AtomicBool,
+    /// Orders that take the device away: nothing brings it back meanwhile.
+    held_back: Arc<Hold>,
     /// `secondary` was ordered while the device waited: only `primary` lets it go on.
     stays_down: AtomicBool,
 }
@@ -93,8 +97,12 @@ enum State {
 struct Attached {
     index: u32,
     link: Link,
+    /// What the kernel was told; 0: it was not told yet.
     size: u64,
     timeouts: Timeouts,
+    since: Instant,
+    /// That the connection is gone was logged.
+    gone_noted: bool,
 }
 
 /// What a step came to.
@@ -109,21 +117,11 @@ impl KernelDevice {
         store: &Arc<StateDir>,
         left: impl Fn(u16) -> (u64, bool),
     ) -> Option<Arc<Self>> {
-        // The same from wherever the daemon is started.
-        let directory = std::fs::canonicalize(store.path());
-        let directory = directory.unwrap_or_else(|_| store.path().to_owned());
-        let backend = |volume: u16| {
-            format!(
-                "{BACKEND}{} {} {volume} {}",
-                config.me.name,
-                config.name,
-                directory.display()
-            )
-        };
         let with_device = config.me.volumes.iter().find(|v| v.device.is_some());
         let Some((volume, wanted)) = with_device.and_then(|v| Some((v, v.device?))) else {
-            let found =
-                |v: &config::Volume| sysfs::find(Path::new(sysfs::BLOCK), &backend(v.number));
+            let found = |v: &config::Volume| {
+                sysfs::find(Path::new(sysfs::BLOCK), &backend(config, v.number, store))
+            };
             if let Some(index) = config.me.volumes.iter().find_map(found) {
                 // From here on its holders do not learn what becomes of the data.
                 store.remember_waiting(&config.name, Some(GIVEN_UP));
@@ -136,7 +134,7 @@ impl KernelDevice {
             return None;
         };
         io_flusher();
-        let backend = backend(volume.number);
+        let backend = backend(config, volume.number, store);
         let found = sysfs::find(Path::new(sysfs::BLOCK), &backend);
         let state = match found {
             Some(index) => {
@@ -163,7 +161,7 @@ impl KernelDevice {
             told: Mutex::new(DeviceStatus::default()),
             state: tokio::sync::Mutex::new(State::Detached),
             wake: Arc::new(Notify::new()),
-            held_back: AtomicBool::new(false),
+            held_back: Arc::default(),
             stays_down: AtomicBool::new(false),
         };
         device.tell(&state, None);
@@ -220,7 +218,7 @@ impl KernelDevice {
     /// Makes the device what the resource's state asks for.
     async fn reconcile(&self, running: &Arc<Running>) -> Result<(), Trouble> {
         let mut state = self.state.lock().await;
-        if self.held_back.load(Ordering::Relaxed) {
+        if self.held_back.is_held() {
             return Ok(());
         }
         // A loop that does not answer is asked again.
@@ -243,15 +241,27 @@ impl KernelDevice {
                 // Demoted without being asked for: who holds the device cannot be spared.
                 let why = "this node is not Primary any more";
                 tracing::warn!(resource = %self.resource, "{why}: /dev/nbd{} ends", attached.index);
-                self.end(attached.index, why).await
+                let step = self.end(attached.index, why).await;
+                // If the kernel has kept it, it is not served any more all the same.
+                attached.link.cut();
+                step
             }
-            State::Attached(attached) if attached.link.is_gone() => {
-                tracing::warn!(
-                    resource = %self.resource,
-                    "the kernel gave its connection up (a request took longer than device-timeout, \
-                     or the connection broke); /dev/nbd{} gets a new one",
-                    attached.index
-                );
+            State::Attached(attached)
+                if attached.link.is_gone() && attached.since.elapsed() < RETRY =>
+            {
+                // One that dies at once is not replaced without a pause.
+                let index = attached.index;
+                (State::Attached(attached), Err(Trouble::NotServed { index }))
+            }
+            State::Attached(mut attached) if attached.link.is_gone() => {
+                if !std::mem::replace(&mut attached.gone_noted, true) {
+                    tracing::warn!(
+                        resource = %self.resource,
+                        "the kernel gave its connection up (a request took longer than \
+                         device-timeout, or the connection broke); /dev/nbd{} gets a new one",
+                        attached.index
+                    );
+                }
                 let index = attached.index;
                 match self.relink(index, running, &reply).await {
                     Ok(attached) => (State::Attached(attached), Ok(())),
@@ -271,184 +281,6 @@ impl KernelDevice {
                     .await
             }
         }
-    }
-
-    fn timeouts(running: &Running) -> Timeouts {
-        lock(&running.config).device_timeouts()
-    }
-
-    /// What the kernel's client is offered, or why nothing is.
-    fn offer(&self, reply: &StatusReply) -> Result<Export, Trouble> {
-        let offered = exports::look(&self.resource, reply);
-        let volume = VolumeId(self.volume);
-        let size = reply.status.volumes.iter().find(|v| v.volume == volume);
-        match (offered, size) {
-            (Lookup::Found(export), Some(v)) => Ok(Export {
-                size: v.size,
-                ..export
-            }),
-            (Lookup::Refused { policy_text }, _) => Err(Trouble::System {
-                device: self.wanted.to_string(),
-                what: policy_text,
-            }),
-            _ => Err(Trouble::System {
-                device: self.wanted.to_string(),
-                what: "the volume is not there".to_owned(),
-            }),
-        }
-    }
-
-    /// Makes the device.
-    async fn attach(&self, running: &Arc<Running>, reply: &StatusReply) -> Step {
-        match self.try_attach(running, reply).await {
-            Ok(attached) => {
-                let index = attached.index;
-                tracing::info!(resource = %self.resource, "/dev/nbd{index} is attached");
-                self.name(index);
-                (State::Attached(attached), Ok(()))
-            }
-            Err(trouble) => (State::Detached, Err(trouble)),
-        }
-    }
-
-    async fn try_attach(
-        &self,
-        running: &Arc<Running>,
-        reply: &StatusReply,
-    ) -> Result<Attached, Trouble> {
-        let export = self.offer(reply)?;
-        let system = |what: rustix::io::Errno| Trouble::System {
-            device: self.wanted.to_string(),
-            what: what.to_string(),
-        };
-        let (ours, kernels) = link::pair().map_err(system)?;
-        let (size, block_size) = (export.size, export.block_size.minimum);
-        let timeouts = Self::timeouts(running);
-        // It is served before it is there: whoever sees it first may read from it at once.
-        let link = Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
-        let (wanted, backend) = (self.wanted, self.backend.clone());
-        let made = blocking(move || {
-            let index = match wanted {
-                Device::Number(index) => Some(index),
-                Device::Auto => None,
-            };
-            Nbd::open()?.connect(&Connect {
-                index,
-                size,
-                block_size,
-                flags: kernel_flags(),
-                timeouts,
-                backend: &backend,
-                sockets: &[kernels.as_raw_fd()],
-            })
-        });
-        match made.await {
-            Ok(index) => Ok(Attached {
-                index,
-                link,
-                size,
-                timeouts,
-            }),
-            Err(error) => {
-                let owner = |index| sysfs::owner(Path::new(sysfs::BLOCK), index);
-                Err(Trouble::connecting(wanted, error, owner))
-            }
-        }
-    }
-
-    /// Gives a device a new connection in place of one that has ended.
-    async fn relink(
-        &self,
-        index: u32,
-        running: &Arc<Running>,
-        reply: &StatusReply,
-    ) -> Result<Attached, Trouble> {
-        let export = self.offer(reply)?;
-        let (size, timeouts) = (export.size, Self::timeouts(running));
-        let began = Instant::now();
-        loop {
-            let system = |what: rustix::io::Errno| Trouble::System {
-                device: format!("/dev/nbd{index}"),
-                what: what.to_string(),
-            };
-            let (ours, kernels) = link::pair().map_err(system)?;
-            let backend = self.backend.clone();
-            let ordered = blocking(move || {
-                Nbd::open()?.reconfigure(&Reconfigure {
-                    index,
-                    backend: &backend,
-                    size: Some(size),
-                    timeouts: Some(timeouts),
-                    sockets: &[kernels.as_raw_fd()],
-                })
-                // Here our hold of the kernel's end goes.
-            });
-            ordered.await.map_err(|e| Trouble::of_order(index, e))?;
-            if !link::is_hung_up(&ours) {
-                let link =
-                    Link::serve(running, ours, self.volume, export, &self.wake).map_err(system)?;
-                return Ok(Attached {
-                    index,
-                    link,
-                    size,
-                    timeouts,
-                });
-            }
-            // The kernel has not noticed yet that the old connection is dead, and dropped this one.
-            if began.elapsed() > LINK_PATIENCE {
-                return Err(Trouble::OldLinkLives { index });
-            }
-            tokio::time::sleep(LINK_RETRY).await;
-        }
-    }
-
-    /// All is well; the kernel learns what has changed.
-    async fn keep(&self, attached: Attached, running: &Arc<Running>, reply: &StatusReply) -> Step {
-        let (index, timeouts) = (attached.index, Self::timeouts(running));
-        let size = match self.offer(reply) {
-            Ok(export) => export.size,
-            Err(_) => attached.size,
-        };
-        if (size, timeouts) == (attached.size, attached.timeouts) {
-            return (State::Attached(attached), Ok(()));
-        }
-        match self.order_change(index, Some(size), timeouts).await {
-            Ok(()) => {
-                if size != attached.size {
-                    tracing::info!(resource = %self.resource, "/dev/nbd{index} has {size} bytes now");
-                }
-                let attached = Attached {
-                    size,
-                    timeouts,
-                    ..attached
-                };
-                (State::Attached(attached), Ok(()))
-            }
-            Err(trouble @ Trouble::Gone { .. }) => {
-                attached.link.cut();
-                (self.given_up(index, &trouble.reason()), Err(trouble))
-            }
-            Err(trouble) => (State::Attached(attached), Err(trouble)),
-        }
-    }
-
-    async fn order_change(
-        &self,
-        index: u32,
-        size: Option<u64>,
-        timeouts: Timeouts,
-    ) -> Result<(), Trouble> {
-        let backend = self.backend.clone();
-        let ordered = blocking(move || {
-            Nbd::open()?.reconfigure(&Reconfigure {
-                index,
-                backend: &backend,
-                size,
-                timeouts: Some(timeouts),
-                sockets: &[],
-            })
-        });
-        ordered.await.map_err(|e| Trouble::of_order(index, e))
     }
 
     /// Becomes Primary again for a device that waits, if that may be.
@@ -478,7 +310,7 @@ impl KernelDevice {
             }
             Verdict::Never(why) => return (self.given_up(index, &why), Ok(())),
         }
-        if blocking(move || holders::find(index)).await.is_empty() {
+        if holders_of(index).await.is_empty() {
             // Nobody needs this node to be Primary for it.
             let why = "nobody held it when the daemon came back".to_owned();
             return self.clear_away(index, why, running, None).await;
@@ -517,7 +349,7 @@ impl KernelDevice {
                 // needs this very device, a fresh one is better.
                 let claim = blocking(move || holders::claim(index));
                 if let Ok(Ok(Claim::Free(claim))) = tokio::time::timeout(LINK_PATIENCE, claim).await
-                    && let Ok(true) = blocking(move || disconnect(index, Some(claim))).await
+                    && let Ok(true) = self.disconnect(index, Some(claim)).await
                 {
                     return self.attach(running, reply).await;
                 }
@@ -588,24 +420,20 @@ impl KernelDevice {
         running: &Arc<Running>,
         primary: Option<&StatusReply>,
     ) -> Step {
-        let backend = self.backend.clone();
         // What cannot be remembered must be over before another daemon starts.
         let at_once = !self.store.remember_waiting(&self.resource, Some(GIVEN_UP));
-        let holders = blocking(move || {
-            let ours = sysfs::backend(Path::new(sysfs::BLOCK), index) == Some(backend);
-            if !ours {
-                return None;
-            }
-            let holders = holders::find(index);
-            if holders.is_empty() || at_once {
+        let holders = match self.is_ours(index) {
+            false => None,
+            true => {
+                let holders = holders_of(index).await;
+                let ends = holders.is_empty() || at_once;
                 // It may be that somebody unseen holds it: what he gets are the errors he gets anyway.
-                if disconnect(index, None) == Ok(true) {
-                    return None;
+                match ends && self.disconnect(index, None).await == Ok(true) {
+                    true => None,
+                    false => Some(holders),
                 }
             }
-            Some(holders)
-        })
-        .await;
+        };
         let Some(holders) = holders else {
             self.store.remember_waiting(&self.resource, None);
             self.unname(index);
@@ -628,7 +456,7 @@ impl KernelDevice {
 
     /// Ends a device whatever is under way on it.
     async fn end(&self, index: u32, why: &str) -> Step {
-        match blocking(move || disconnect(index, None)).await {
+        match self.disconnect(index, None).await {
             Ok(true) => {
                 self.store.remember_waiting(&self.resource, None);
                 self.unname(index);
@@ -640,6 +468,17 @@ impl KernelDevice {
                 Err(Trouble::of_order(index, error)),
             ),
         }
+    }
+
+    /// The kernel's device of this number is this one.
+    fn is_ours(&self, index: u32) -> bool {
+        sysfs::backend(Path::new(sysfs::BLOCK), index).as_ref() == Some(&self.backend)
+    }
+
+    /// See [`disconnect`].
+    async fn disconnect(&self, index: u32, claim: Option<Claimant>) -> Result<bool, NetlinkError> {
+        let backend = self.backend.clone();
+        ordered(move || disconnect(index, &backend, claim)).await
     }
 
     fn name(&self, index: u32) {
@@ -719,6 +558,18 @@ fn io_flusher() {
     });
 }
 
+/// What the kernel is told of who serves a volume's device.
+fn backend(config: &config::Resource, volume: u16, store: &StateDir) -> String {
+    // The same from wherever the daemon is started.
+    let directory = std::fs::canonicalize(store.path());
+    let directory = directory.unwrap_or_else(|_| store.path().to_owned());
+    let (node, resource) = (&config.me.name, &config.name);
+    format!(
+        "{BACKEND}{node} {resource} {volume} {}",
+        directory.display()
+    )
+}
+
 /// Names of a device that somebody else detached while no daemon ran: its number may be another's by now.
 /// Those that lead to a device of another daemon of this machine are that one's.
 fn remove_stale_names(resource: &str, volume: u16) {
@@ -728,40 +579,5 @@ fn remove_stale_names(resource: &str, volume: u16) {
         if !backend.is_some_and(|b| b.starts_with(BACKEND)) {
             links::remove(directory, resource, volume, index);
         }
-    }
-}
-
-/// What the kernel's client is told of the export: flags it does not know it ignores. CAN_MULTI_CONN is
-/// true, and yet there is one connection.
-fn kernel_flags() -> TransmissionFlags {
-    TransmissionFlags::HAS_FLAGS
-        | TransmissionFlags::SEND_FLUSH
-        | TransmissionFlags::SEND_FUA
-        | TransmissionFlags::SEND_TRIM
-        | TransmissionFlags::SEND_WRITE_ZEROES
-        | TransmissionFlags::CAN_MULTI_CONN
-}
-
-/// Ends a device and gives the claim on it back. Answers whether it is gone: it stays, without being of
-/// use, until the last who has it open closes it.
-fn disconnect(index: u32, claim: Option<OwnedFd>) -> Result<bool, NetlinkError> {
-    let mut nbd = Nbd::open()?;
-    nbd.disconnect(index)?;
-    drop(claim);
-    let began = Instant::now();
-    while nbd.is_connected(index)? {
-        if began.elapsed() > LAST_CLOSE {
-            return Ok(false);
-        }
-        std::thread::sleep(LINK_RETRY);
-    }
-    Ok(true)
-}
-
-/// Runs what may wait in a thread that may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }

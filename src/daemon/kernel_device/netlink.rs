@@ -21,6 +21,8 @@ pub(super) enum NetlinkError {
     NoDriver,
     /// It is there, and refuses.
     Refused(Errno),
+    /// It does not answer.
+    Silent,
     /// The conversation failed.
     System(Errno),
 }

@@ -1,7 +1,12 @@
 //! Taking the device away: for `secondary`, for `down`, and when the daemon ends.
 
+use super::claimant::Claimant;
+use super::hold::Released;
 use super::holders::{self, Claim};
-use super::{Attached, CLIENT, KernelDevice, State, blocking, disconnect, trouble};
+use super::link::CLIENT;
+use super::orders::{blocking, holders_of};
+use super::trouble::{self, Trouble};
+use super::{Attached, KernelDevice, State};
 use crate::api::ErrorBody;
 use crate::daemon::running::Running;
 use crate::daemon::state::JUST_STOPPED;
@@ -16,32 +21,21 @@ use userspace_nbd::kernel::Timeouts;
 const PASSING: Duration = Duration::from_secs(5);
 /// Time between two looks at them.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long the kernel may take to write out what is in its cache.
-const CLAIM_TIME: Duration = Duration::from_secs(20);
 /// How long the last requests may take.
 const LAST_REQUESTS: Duration = Duration::from_secs(20);
 /// How long a request may be under way, when the daemon is about to end, until the kernel sends it again
 /// to the next one.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The device stays away while this lives.
-#[derive(Debug)]
-pub(crate) struct Released<'a>(&'a KernelDevice);
-
-impl Drop for Released<'_> {
-    fn drop(&mut self) {
-        self.0.held_back.store(false, Ordering::Relaxed);
-        self.0.wake();
-    }
-}
-
 impl KernelDevice {
     /// Detaches the device so that the node can be demoted. Refused while somebody holds it.
-    pub(crate) async fn release(&self, running: &Arc<Running>) -> Result<Released<'_>, ErrorBody> {
+    pub(crate) async fn release(&self, running: &Arc<Running>) -> Result<Released, ErrorBody> {
         let mut state = self.state.lock().await;
         self.nobody_else(running).await?;
         let old = std::mem::replace(&mut *state, State::Detached);
+        let (old, served) = self.served(old, running).await;
         let (new, result) = match old {
+            old if served.is_err() => (old, served),
             State::Attached(attached) => self.detach(attached, false).await,
             State::Waiting { index, base } => {
                 let held = self.waits_for_someone(index, running).await;
@@ -63,13 +57,18 @@ impl KernelDevice {
         &self,
         running: &Arc<Running>,
         force: bool,
-    ) -> Result<Released<'_>, ErrorBody> {
+    ) -> Result<Released, ErrorBody> {
         let mut state = self.state.lock().await;
         if !force {
             self.nobody_else(running).await?;
         }
         let old = std::mem::replace(&mut *state, State::Detached);
+        let (old, served) = match force {
+            true => (old, Ok(())),
+            false => self.served(old, running).await,
+        };
         let (new, result) = match old {
+            old if served.is_err() => (old, served),
             State::Attached(attached) => self.detach(attached, force).await,
             State::Waiting { index, base } => match self.drop_unserved(index, force).await {
                 Ok(new) => (new, Ok(())),
@@ -86,9 +85,8 @@ impl KernelDevice {
         result.map(|()| self.hold_back())
     }
 
-    fn hold_back(&self) -> Released<'_> {
-        self.held_back.store(true, Ordering::Relaxed);
-        Released(self)
+    fn hold_back(&self) -> Released {
+        Released::new(&self.held_back, &self.wake)
     }
 
     /// Other clients keep the node Primary: then the device stays too.
@@ -116,22 +114,61 @@ impl KernelDevice {
         if !primary.is_ok_and(|reply| reply.status.role == Role::Primary) {
             return Ok(());
         }
-        let holders = blocking(move || holders::find(index)).await;
+        let holders = holders_of(index).await;
         if holders.is_empty() {
             return Ok(());
         }
         Err(trouble::in_use(index, &holders))
     }
 
+    /// Gives a device whose connection is gone a new one: it can be claimed only while it is served.
+    async fn served(&self, state: State, running: &Arc<Running>) -> (State, Result<(), ErrorBody>) {
+        let State::Attached(attached) = state else {
+            return (state, Ok(()));
+        };
+        if !attached.link.is_gone() {
+            return (State::Attached(attached), Ok(()));
+        }
+        let index = attached.index;
+        let linked = match running.status().await {
+            Ok(reply) => self.relink(index, running, &reply).await,
+            Err(_) => Err(Trouble::NotServed { index }),
+        };
+        match linked {
+            Ok(attached) => (State::Attached(attached), Ok(())),
+            // Nothing is left to claim.
+            Err(trouble @ Trouble::Gone { .. }) => {
+                (self.given_up(index, &trouble.reason()), Ok(()))
+            }
+            Err(trouble) => {
+                let e = error("device", 10, trouble.reason(), &trouble.way_out());
+                (State::Attached(attached), Err(e))
+            }
+        }
+    }
+
     async fn detach(&self, attached: Attached, force: bool) -> (State, Result<(), ErrorBody>) {
         let index = attached.index;
-        let claim = match self.claim_free(index).await {
+        let mut link = attached.link.clone();
+        let claim = tokio::select! {
+            // Without a connection nothing can be claimed.
+            biased;
+            () = link.wait_gone() => {
+                let trouble = Trouble::NotServed { index };
+                Err(error("device", 10, trouble.reason(), "try again"))
+            }
+            claim = self.claim_free(index) => claim,
+        };
+        let claim = match claim {
             Ok(claim) => Some(claim),
             Err(_) if force => None,
             Err(e) => return (State::Attached(attached), Err(e)),
         };
-        let mut link = attached.link;
-        let ended = blocking(move || disconnect(index, claim)).await;
+        let ended = self.disconnect(index, claim).await;
+        if ended.is_err() {
+            // The kernel may have kept it: then it is not served any more.
+            link.cut();
+        }
         // The engine may go on only when its last request is answered.
         let waited = tokio::time::timeout(LAST_REQUESTS, link.wait_gone()).await;
         self.unname(index);
@@ -142,7 +179,7 @@ impl KernelDevice {
                 let state = self.given_up(index, why);
                 return match (ended, force) {
                     (Err(e), false) => {
-                        let e = trouble::Trouble::of_order(index, e);
+                        let e = Trouble::of_order(index, e);
                         (state, Err(error("device", 10, e.reason(), &e.way_out())))
                     }
                     _ => (state, Ok(())),
@@ -161,30 +198,30 @@ impl KernelDevice {
     }
 
     /// Claims the device, or says who holds it.
-    async fn claim_free(&self, index: u32) -> Result<std::os::fd::OwnedFd, ErrorBody> {
+    async fn claim_free(&self, index: u32) -> Result<Claimant, ErrorBody> {
         let began = Instant::now();
         loop {
-            let claim = tokio::time::timeout(CLAIM_TIME, blocking(move || holders::claim(index)));
+            let claim = blocking(move || holders::claim(index));
             match claim.await {
-                Ok(Ok(Claim::Free(device))) => return Ok(device),
-                Ok(Ok(Claim::Held(holders))) => {
+                Ok(Claim::Free(device)) => return Ok(device),
+                Ok(Claim::Held(holders)) => {
                     let passing = holders.iter().all(holders::Holder::is_passing);
                     if !passing || began.elapsed() > PASSING {
                         return Err(trouble::in_use(index, &holders));
                     }
                     tokio::time::sleep(LOOK).await;
                 }
-                Ok(Err(e)) => {
+                Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                    let reason = format!(
+                        "/dev/nbd{index} does not answer within {} s: writes are still on their way",
+                        holders::CLAIM_TIME.as_secs()
+                    );
+                    return Err(error("timeout", 5, reason, "look at `twinblk status`"));
+                }
+                Err(e) => {
                     let reason = format!("/dev/nbd{index} cannot be opened: {e}");
                     let way_out = "if it is broken: `twinblk down --force`, which detaches it";
                     return Err(error("device", 10, reason, way_out));
-                }
-                Err(_) => {
-                    let reason = format!(
-                        "/dev/nbd{index} does not answer within {} s: writes are still on their way",
-                        CLAIM_TIME.as_secs()
-                    );
-                    return Err(error("timeout", 5, reason, "look at `twinblk status`"));
                 }
             }
         }
@@ -192,7 +229,7 @@ impl KernelDevice {
 
     /// A device that nobody serves: it must not be opened, that would wait.
     async fn drop_unserved(&self, index: u32, force: bool) -> Result<State, ErrorBody> {
-        let holders = blocking(move || holders::find(index)).await;
+        let holders = holders_of(index).await;
         if !holders.is_empty() && !force {
             return Err(trouble::in_use(index, &holders));
         }
@@ -205,8 +242,8 @@ impl KernelDevice {
     /// The daemon ends. A device that somebody holds stays in the kernel, where I/O waits for the next
     /// daemon; one that nobody holds goes.
     pub(crate) async fn leave(&self) {
+        self.held_back.for_good();
         let mut state = self.state.lock().await;
-        self.held_back.store(true, Ordering::Relaxed);
         let old = std::mem::replace(&mut *state, State::Detached);
         let State::Attached(attached) = old else {
             // It waits already, or has ended.
@@ -214,6 +251,13 @@ impl KernelDevice {
             return;
         };
         let (index, dead) = (attached.index, attached.timeouts.dead);
+        if attached.link.is_gone() {
+            // It cannot be claimed, and waits already.
+            if holders_of(index).await.is_empty() {
+                (*state, _) = self.end(index, "the daemon ended").await;
+            }
+            return;
+        }
         // What is under way when the connection ends is sent again after this time, not the usual one.
         let request = attached.timeouts.request.min(SHORT);
         let short = self.order_change(index, None, Timeouts { request, dead });

@@ -26,6 +26,10 @@ pub(super) enum Trouble {
     },
     /// The kernel goes on with a connection that should be gone.
     OldLinkLives { index: u32 },
+    /// The resource's loop does not take the kernel's connection, or gives it up at once.
+    NotServed { index: u32 },
+    /// The same, before there is a device.
+    NotTaken(Device),
     /// The device was ended behind our back.
     Gone { index: u32 },
     /// Something else.
@@ -67,12 +71,14 @@ impl Trouble {
     }
 
     fn other(device: Device, error: NetlinkError) -> Self {
-        let (NetlinkError::Refused(errno) | NetlinkError::System(errno)) = error else {
-            return Self::NoDriver(device);
+        let what = match error {
+            NetlinkError::NoDriver => return Self::NoDriver(device),
+            NetlinkError::Silent => "the kernel does not answer".to_owned(),
+            NetlinkError::Refused(errno) | NetlinkError::System(errno) => errno.to_string(),
         };
         Self::System {
             device: shown(device),
-            what: errno.to_string(),
+            what,
         }
     }
 
@@ -103,6 +109,14 @@ impl Trouble {
             Self::OldLinkLives { index } => format!(
                 "the kernel does not let go of the connection /dev/nbd{index} had before, so it \
                  takes no new one"
+            ),
+            Self::NotServed { index } => format!(
+                "the connection of /dev/nbd{index} ends as soon as it has begun: the resource \
+                 changes its role, or stops, or does not answer"
+            ),
+            Self::NotTaken(device) => format!(
+                "{} is not attached: the resource changes its role, or stops, or does not answer",
+                shown(*device)
             ),
             Self::Gone { index } => format!(
                 "/dev/nbd{index} was detached by somebody else; who had it open gets I/O errors"
@@ -146,6 +160,9 @@ impl Trouble {
             Self::OldLinkLives { .. } => "find the process that holds the other end, such as an \
                 older daemon that has not ended, and end it"
                 .to_owned(),
+            Self::NotServed { .. } | Self::NotTaken(_) => {
+                "it is tried again by itself; look at `twinblk status`".to_owned()
+            }
             Self::Gone { .. } => {
                 "unmount what is mounted there; then it is attached anew by itself".to_owned()
             }
