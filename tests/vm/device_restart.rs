@@ -11,7 +11,7 @@ use crate::power_cut::number;
 use std::time::{Duration, Instant};
 
 /// Mounts the device of alpha, with a file system on it.
-fn mounted(setup: Setup) -> Pair {
+pub(crate) fn mounted(setup: Setup) -> Pair {
     let mut pair = Pair::both_secondary(40 << 20, setup);
     for machine in &mut pair.machines {
         machine.ok("modprobe nbd");
@@ -23,7 +23,7 @@ fn mounted(setup: Setup) -> Pair {
 
 /// Writes files with fsync, one after the other, and notes what is safe, and the longest time one took; any
 /// error ends it.
-const LOAD: &str = "(longest=0 n=0
+pub(crate) const LOAD: &str = "(longest=0 n=0
     while [ ! -e /run/enough ]; do
         n=$((n + 1))
         read before rest < /proc/uptime
@@ -37,7 +37,7 @@ const LOAD: &str = "(longest=0 n=0
     done; echo > /run/ended) > /dev/console 2>&1 &";
 
 /// Files written so far, and the longest that one took in hundredths of a second.
-fn progress(machine: &mut Machine) -> (u64, u64) {
+pub(crate) fn progress(machine: &mut Machine) -> (u64, u64) {
     let text = machine.ok("[ ! -e /run/failed ]; cat /run/progress 2>/dev/null || echo 0 0");
     let mut words = text
         .split_whitespace()
@@ -45,7 +45,7 @@ fn progress(machine: &mut Machine) -> (u64, u64) {
     (words.next().expect("one"), words.next().expect("two"))
 }
 
-fn wait_progress(machine: &mut Machine, target: u64) {
+pub(crate) fn wait_progress(machine: &mut Machine, target: u64) {
     wait_for(
         "files to be written",
         || (progress(machine).0 >= target).then_some(()),
@@ -53,7 +53,7 @@ fn wait_progress(machine: &mut Machine, target: u64) {
     );
 }
 
-fn wait_attached(pair: &mut Pair, at: usize) {
+pub(crate) fn wait_attached(pair: &mut Pair, at: usize) {
     let last = std::cell::RefCell::new(String::new());
     wait_for(
         "the device to be served",
@@ -67,7 +67,7 @@ fn wait_attached(pair: &mut Pair, at: usize) {
 }
 
 /// Ends the load; everything written with fsync is there.
-fn check(pair: &mut Pair) {
+pub(crate) fn check(pair: &mut Pair) {
     pair.machines[0].ok("touch /run/enough; while [ ! -e /run/ended ]; do sleep 0.1; done");
     let (files, longest) = progress(&mut pair.machines[0]);
     pair.machines[0].ok(

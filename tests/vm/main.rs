@@ -12,6 +12,7 @@ mod harness;
 mod attached;
 mod base64;
 mod device;
+mod device_faults;
 mod device_restart;
 mod disk;
 mod file_system;

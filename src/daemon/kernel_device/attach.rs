@@ -99,14 +99,17 @@ impl KernelDevice {
             })
         });
         match made.await {
-            Ok(index) => Ok(Attached {
-                index,
-                link,
-                size,
-                timeouts,
-                since: Instant::now(),
-                gone_noted: false,
-            }),
+            Ok(index) => {
+                link.in_use(&self.wake);
+                Ok(Attached {
+                    index,
+                    link,
+                    size,
+                    timeouts,
+                    since: Instant::now(),
+                    gone_noted: false,
+                })
+            }
             Err(error) => {
                 link.cut();
                 // It may have been made all the same, and nobody would serve it.
@@ -161,6 +164,7 @@ impl KernelDevice {
                 if link.is_taken(running).await == Some(false) {
                     return Err(Trouble::NotServed { index });
                 }
+                link.in_use(&self.wake);
                 // For the size.
                 self.wake();
                 return Ok(Attached {

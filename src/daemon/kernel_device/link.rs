@@ -26,8 +26,8 @@ pub(super) const CLIENT: &str = "the kernel's nbd device";
 pub(super) struct Link {
     socket: Arc<OwnedFd>,
     gone: watch::Receiver<bool>,
-    /// Its end is worth waking somebody.
-    taken: Arc<AtomicBool>,
+    /// The kernel has it: its end is worth waking somebody.
+    in_use: Arc<AtomicBool>,
 }
 
 /// A pair of which neither end is in use yet: ours, and the kernel's.
@@ -51,8 +51,8 @@ pub(super) fn is_hung_up(socket: &OwnedFd) -> bool {
 }
 
 impl Link {
-    /// Hands our end to the loop, which may refuse it ([`Link::is_taken`]). `wake` is told when nothing of
-    /// a connection that was taken is left.
+    /// Hands our end to the loop, which may refuse it ([`Link::is_taken`]). `wake` is told when nothing is
+    /// left of a connection the kernel has ([`Link::in_use`]).
     pub(super) fn serve(
         running: &Running,
         socket: OwnedFd,
@@ -65,8 +65,8 @@ impl Link {
         let (kept, dropped) = oneshot::channel::<()>();
         let (sender, gone) = watch::channel(false);
         let (watched, wake) = (Arc::clone(&own), Arc::clone(wake));
-        let taken = Arc::new(AtomicBool::new(false));
-        let worth = Arc::clone(&taken);
+        let in_use = Arc::new(AtomicBool::new(false));
+        let worth = Arc::clone(&in_use);
         tokio::spawn(async move {
             // Nothing is ever sent: it ends when the loop drops its half.
             let _ = dropped.await;
@@ -99,7 +99,7 @@ impl Link {
         Ok(Self {
             socket: own,
             gone,
-            taken,
+            in_use,
         })
     }
 
@@ -110,11 +110,18 @@ impl Link {
         let answered = running.status().await.is_ok();
         // The task that watches was woken before this one.
         tokio::task::yield_now().await;
-        if self.is_gone() {
-            return Some(false);
+        match self.is_gone() {
+            true => Some(false),
+            false => answered.then_some(true),
         }
-        self.taken.store(true, Ordering::Relaxed);
-        answered.then_some(true)
+    }
+
+    /// The kernel has its end of it. `wake` is told at once if that came too late.
+    pub(super) fn in_use(&self, wake: &Notify) {
+        self.in_use.store(true, Ordering::Relaxed);
+        if self.is_gone() {
+            wake.notify_one();
+        }
     }
 
     /// Nothing is left of it.
@@ -180,6 +187,9 @@ mod tests {
             fake.tell_state().await;
             let (taken, mut link) = asked.await.expect("it ends");
             assert_eq!(taken, Some(takes));
+            if takes {
+                link.in_use(&wake);
+            }
             let woken = |wake: &Notify| {
                 let mut woken = std::pin::pin!(wake.notified());
                 woken.as_mut().enable()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How long a device that was ended may be looked at by somebody (udev) before it counts as held.
 const LAST_CLOSE: Duration = Duration::from_secs(2);
 /// How long the kernel may take for an order, and a look at who holds a device.
-const ORDER_TIME: Duration = Duration::from_secs(20);
+pub(super) const ORDER_TIME: Duration = Duration::from_secs(20);
 /// Time between two looks whether it is gone.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -4,7 +4,7 @@ use super::claimant::Claimant;
 use super::hold::Released;
 use super::holders::{self, Claim};
 use super::link::CLIENT;
-use super::orders::{blocking, holders_of};
+use super::orders::{ORDER_TIME, blocking, holders_of};
 use super::trouble::{self, Trouble};
 use super::{Attached, KernelDevice, State};
 use crate::api::ErrorBody;
@@ -154,8 +154,12 @@ impl KernelDevice {
             // Without a connection nothing can be claimed.
             biased;
             () = link.wait_gone() => {
-                let trouble = Trouble::NotServed { index };
-                Err(error("device", 10, trouble.reason(), "try again"))
+                let reason = format!(
+                    "/dev/nbd{index} lost its connection, without which nobody can tell whether \
+                     it may go"
+                );
+                let way_out = "it gets a new one by itself: try again";
+                Err(error("device", 10, reason, way_out))
             }
             claim = self.claim_free(index) => claim,
         };
@@ -201,8 +205,10 @@ impl KernelDevice {
     async fn claim_free(&self, index: u32) -> Result<Claimant, ErrorBody> {
         let began = Instant::now();
         loop {
+            // It ends by itself, unless to look for holders takes too long.
             let claim = blocking(move || holders::claim(index));
-            match claim.await {
+            let claim = tokio::time::timeout(holders::CLAIM_TIME + ORDER_TIME, claim).await;
+            match claim.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 Ok(Claim::Free(device)) => return Ok(device),
                 Ok(Claim::Held(holders)) => {
                     let passing = holders.iter().all(holders::Holder::is_passing);
