@@ -359,7 +359,11 @@ impl KernelDevice {
             Err(trouble @ Trouble::Gone { .. }) => {
                 (self.given_up(index, &trouble.reason()), Err(trouble))
             }
-            Err(trouble) => (State::Waiting { index, base }, Err(trouble)),
+            Err(trouble) => {
+                // Not served after all. Should this node be demoted, others may write.
+                self.store.remember_waiting(&self.resource, Some(base));
+                (State::Waiting { index, base }, Err(trouble))
+            }
         }
     }
 

@@ -261,6 +261,9 @@ impl KernelDevice {
             // It cannot be claimed, and waits already.
             if holders_of(index).await.is_empty() {
                 (*state, _) = self.end(index, "the daemon ended").await;
+            } else {
+                self.store
+                    .remember_waiting(&self.resource, Some(JUST_STOPPED));
             }
             return;
         }
