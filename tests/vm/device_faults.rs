@@ -67,8 +67,8 @@ fn a_daemon_killed_while_the_device_grows_goes_on_with_the_new_size() {
         ));
         pair.machines[0].ok(LOAD);
         wait_progress(&mut pair.machines[0], 3);
-        // At any moment of it.
-        let moment = rng.below(300);
+        // At any moment of it: an emulated machine takes about a second for it.
+        let moment = rng.below(1500);
         pair.machines[0].ok(&format!(
             "(twinblk resize r0 > /dev/null 2>&1 &)
             usleep {moment}000
