@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 /// Power cuts, unless `TWINBLK_VM_PG_ROUNDS` says how many.
-const ROUNDS: u64 = 2;
+const ROUNDS: u64 = 1;
 /// Sessions that commit numbered rows.
 const SESSIONS: u64 = 3;
 /// Numbers a session has for itself in a round.
