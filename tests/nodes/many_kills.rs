@@ -201,7 +201,7 @@ fn one_kill(
 #[test]
 fn what_a_killed_primary_costs_is_bounded_by_its_log() {
     let costs = Mutex::new(Vec::new());
-    seeds_side_by_side(rounds(40), PAIRS, |seed| {
+    seeds_side_by_side(rounds(20), PAIRS, |seed| {
         let mut rng = Rng(seed ^ 0x4111);
         let mut stage = Stage::declared_equal(plan(seed));
         let history = History::new(seed, stage.nodes[0].data_size());
