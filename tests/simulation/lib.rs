@@ -36,6 +36,7 @@ mod scenarios;
 mod scenarios_orders;
 #[cfg(test)]
 mod scenarios_resync;
+// A build with mistakes tells only those stories that notice one.
 #[cfg(any(test, sabotage))]
 #[cfg_attr(sabotage, allow(dead_code))]
 mod scenarios_survivors;

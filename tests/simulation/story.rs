@@ -177,19 +177,18 @@ impl World {
     }
 
     pub(crate) fn connect(&mut self, n: usize) {
-        let command = Command::Connect {
-            peer: None,
-            discard_my_data: false,
-            dry_run: false,
-        };
-        self.ordered(n, command).expect("it may");
+        self.order_connect(n, false);
     }
 
     /// Gives up what this node has written in a split brain.
     pub(crate) fn connect_and_discard(&mut self, n: usize) {
+        self.order_connect(n, true);
+    }
+
+    fn order_connect(&mut self, n: usize, discard_my_data: bool) {
         let command = Command::Connect {
             peer: None,
-            discard_my_data: true,
+            discard_my_data,
             dry_run: false,
         };
         self.ordered(n, command).expect("it may");

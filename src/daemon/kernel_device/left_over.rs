@@ -5,7 +5,7 @@ use super::orders::{disconnect, holders_of, ordered};
 use super::{backend, links, sysfs, trouble};
 use crate::api::ErrorBody;
 use crate::config;
-use crate::daemon::state::StateDir;
+use crate::daemon::state::{GIVEN_UP, StateDir};
 use crate::daemon::supervisor::error;
 use std::path::Path;
 use trouble::Trouble;
@@ -37,6 +37,11 @@ impl LeftOver {
         })
     }
 
+    /// N of /dev/nbdN.
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
     /// For `status`.
     pub(crate) fn text(&self) -> String {
         let (index, resource) = (self.index, &self.resource);
@@ -63,7 +68,7 @@ impl LeftOver {
             error("device", 10, trouble.reason(), &trouble.way_out())
         })?;
         // One that stays until its last holder has closed it is not to be taken up again.
-        store.remember_waiting(&self.resource, (!gone).then_some(0));
+        store.remember_waiting(&self.resource, (!gone).then_some(GIVEN_UP));
         let directory = Path::new(links::DIRECTORY);
         links::remove(directory, &self.resource, self.volume, index);
         Ok(format!(

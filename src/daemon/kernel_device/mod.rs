@@ -119,16 +119,14 @@ impl KernelDevice {
     ) -> Option<Arc<Self>> {
         let with_device = config.me.volumes.iter().find(|v| v.device.is_some());
         let Some((volume, wanted)) = with_device.and_then(|v| Some((v, v.device?))) else {
-            let found = |v: &config::Volume| {
-                sysfs::find(Path::new(sysfs::BLOCK), &backend(config, v.number, store))
-            };
-            if let Some(index) = config.me.volumes.iter().find_map(found) {
+            if let Some(left) = LeftOver::find(config, store) {
                 // From here on its holders do not learn what becomes of the data.
                 store.remember_waiting(&config.name, Some(GIVEN_UP));
                 tracing::error!(
                     resource = %config.name,
-                    "/dev/nbd{index} is in the kernel from before, but `device` is configured no more: it \
-                     is not served; unmount what is mounted there, then `nbd-client -d /dev/nbd{index}`"
+                    "/dev/nbd{0} is in the kernel from before, but `device` is configured no more: it is \
+                     not served; unmount what is mounted there, then `nbd-client -d /dev/nbd{0}`",
+                    left.index()
                 );
             }
             return None;
