@@ -134,6 +134,17 @@ fn a_device_that_nobody_holds_goes_with_the_daemon() {
     pair.machines[0].ok("[ ! -e /sys/block/nbd0/pid ] && [ ! -L /dev/twinblk/r0 ]");
     pair.start_daemon(0);
     assert_eq!(pair.machines[0].ok("twinblk role r0").trim(), "Secondary");
+    // Killed, it leaves the device behind; nobody needs the next one to be Primary for it.
+    pair.machines[0].ok("twinblk wait-connect r0 --timeout 60; twinblk primary r0");
+    pair.stop_daemon(0, "KILL");
+    pair.machines[0].ok("[ -e /sys/block/nbd0/pid ]");
+    pair.start_daemon(0);
+    wait_for(
+        "the device to go",
+        || (pair.machines[0].run("[ ! -e /sys/block/nbd0/pid ]").code == 0).then_some(()),
+        || "it stays".into(),
+    );
+    assert_eq!(pair.machines[0].ok("twinblk role r0").trim(), "Secondary");
 }
 
 #[test]
