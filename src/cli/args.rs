@@ -127,6 +127,10 @@ pub(crate) enum Verb {
         #[command(flatten)]
         local: LocalOptional,
     },
+    /// Let clients' requests wait, unanswered, until `resume-io`.
+    SuspendIo(Resource),
+    /// Let I/O go on, also when a peer that was lost is still being fenced.
+    ResumeIo(Resource),
     /// Declare this node's data worthless: full sync from the peer.
     Invalidate(Resource),
     /// Declare the peer's data worthless: full sync to it.

@@ -76,6 +76,8 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
                 order: none(),
             });
         }
+        Verb::SuspendIo(resource) => ("suspend-io", resource, none()),
+        Verb::ResumeIo(resource) => ("resume-io", resource, none()),
         Verb::Invalidate(resource) => ("invalidate", resource, none()),
         Verb::InvalidateRemote { resource, peer } => (
             "invalidate-remote",

@@ -146,6 +146,8 @@ async fn carry_out(
         "disconnect" => Command::Disconnect {
             peer: peer(supervisor, name, order)?,
         },
+        "suspend-io" => Command::SuspendIo,
+        "resume-io" => Command::ResumeIo,
         "invalidate" => Command::Invalidate,
         "invalidate-remote" => Command::InvalidateRemote {
             peer: peer(supervisor, name, order)?,

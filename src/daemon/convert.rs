@@ -230,6 +230,7 @@ pub(crate) fn event_line(config: &config::Resource, event: &Event) -> EventLine 
             Some(v.0),
             Some((format!("{a:?}"), format!("{b:?}"))),
         ),
+        What::Suspended(a, b) => ("suspended", None, None, Some((a.words(), b.words()))),
         What::Incident => ("incident", None, None, None),
     };
     let (from, to) = states.unzip();

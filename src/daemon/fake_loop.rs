@@ -90,6 +90,7 @@ fn picture() -> StatusReply {
             node_name: "alpha".into(),
             role: Role::Primary,
             suspended: None,
+            suspended_for: twinblk_engine::suspend::Suspended::default(),
             open_clients: Vec::new(),
             volumes: Vec::new(),
             peers: Vec::new(),

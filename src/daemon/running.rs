@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
 use twinblk_engine::event::{DiskState, Event, Role, Severity, What};
+use twinblk_engine::handler::HandlerResult;
 use twinblk_engine::ids::CommandId;
 
 /// How long the loop may take to tell its state; it does so between two turns.
@@ -211,6 +212,17 @@ impl Running {
                 self.log(&line, event.severity);
                 // Nobody may be listening.
                 let _ = events.send(line);
+            }
+            FromLoop::Handler {
+                id,
+                kind,
+                peer,
+                volume,
+            } => {
+                // The configuration names none yet, so none is asked for.
+                let why = format!("{} ({peer:?}, {volume:?}) is not run", kind.name());
+                let broken = HandlerResult::Broken(why);
+                let _ = self.handle.send(ToLoop::HandlerDone(id, broken));
             }
             FromLoop::CommandDone(id, result) => {
                 if let Some(waiter) = lock(&self.orders).remove(&id.0) {

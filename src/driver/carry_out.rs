@@ -131,6 +131,17 @@ impl Turn {
             }
             Output::CommandDone { id, result } => self.tell(FromLoop::CommandDone(id, result)),
             Output::Event(event) => self.tell(FromLoop::Event(event)),
+            Output::Handler {
+                id,
+                kind,
+                peer,
+                volume,
+            } => self.tell(FromLoop::Handler {
+                id,
+                kind,
+                peer,
+                volume,
+            }),
             Output::Stopped => {
                 self.stopped = true;
                 self.nbd.abort_all(&mut self.core);

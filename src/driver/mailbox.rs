@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use twinblk_engine::command::{Command, CommandResult};
 use twinblk_engine::event::Event;
-use twinblk_engine::ids::{CommandId, NodeId, VolumeId};
+use twinblk_engine::handler::{HandlerKind, HandlerResult};
+use twinblk_engine::ids::{CommandId, HandlerId, NodeId, VolumeId};
 use twinblk_engine::status::Status;
 use userspace_nbd::negotiation::Session;
 
@@ -43,6 +44,8 @@ pub(crate) enum ToLoop {
     },
     /// An administrator's command.
     Command(CommandId, Command),
+    /// A handler ended, or could not be run.
+    HandlerDone(HandlerId, HandlerResult),
     /// Ask for a picture of the state.
     Status(tokio::sync::oneshot::Sender<StatusReply>),
 }
@@ -97,6 +100,17 @@ impl Default for DriverStatus {
 pub(crate) enum FromLoop {
     /// The engine reported an event.
     Event(Event),
+    /// Run a handler; the answer is [`ToLoop::HandlerDone`].
+    Handler {
+        /// Comes back in the answer.
+        id: HandlerId,
+        /// Which.
+        kind: HandlerKind,
+        /// The peer it is about.
+        peer: Option<NodeId>,
+        /// The volume it is about.
+        volume: Option<VolumeId>,
+    },
     /// A command ended.
     CommandDone(CommandId, CommandResult),
     /// Keep a link to this peer or not; `now` = dial at once.

@@ -312,6 +312,10 @@ impl Turn {
                         .add(&mut self.core, self.now, peer, data, control);
                 }
             }
+            ToLoop::HandlerDone(id, result) => {
+                let done = Input::HandlerDone { id, result };
+                self.core.inputs.push_back(done);
+            }
             ToLoop::DialFailed { peer, reason } => {
                 self.core
                     .inputs

@@ -28,6 +28,9 @@ impl Resource {
         if self.role_change.is_some() && !draining {
             return Some("the role is changing");
         }
+        if self.suspended.any() {
+            return Some("I/O is suspended");
+        }
         if self.volumes.iter().any(|v| v.bump_running) {
             return Some("a new generation is being written");
         }

@@ -469,7 +469,7 @@ impl Resource {
     }
 
     /// Writes that hold their range but can never start get an error.
-    fn fail_gated(&mut self, v: usize) {
+    pub(crate) fn fail_gated(&mut self, v: usize) {
         let keys: Vec<_> = self.logged.iter().chain(&self.gated).copied().collect();
         for key in keys {
             if self.requests.get(key).is_some_and(|r| r.volume == v) {

@@ -60,6 +60,10 @@ pub enum Command {
         /// Both copies are declared equal: skip the initial sync.
         clear_bitmap: bool,
     },
+    /// Let clients' requests wait.
+    SuspendIo,
+    /// Let them go on.
+    ResumeIo,
     /// Take over changed options (`adjust`).
     SetOptions(Box<Options>),
     /// Demote if possible, leave the peers, write out metadata, stop (`down`).

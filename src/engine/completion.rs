@@ -111,7 +111,7 @@ impl Resource {
         if r.awaiting != 0 && !crate::sabotage::is(crate::sabotage::Mistake::AckBeforePeer) {
             return;
         }
-        if self.volumes[r.volume].bump_running {
+        if self.volumes[r.volume].bump_running || self.suspended.any() {
             self.held.push(key);
             return;
         }
@@ -147,6 +147,15 @@ impl Resource {
     pub(crate) fn release_held(&mut self) {
         for key in core::mem::take(&mut self.held) {
             self.try_complete(key);
+        }
+    }
+
+    /// What waited for its answer gets an error.
+    pub(crate) fn fail_held(&mut self) {
+        for &key in &self.held {
+            if let Some(r) = self.requests.get_mut(key) {
+                r.local = LocalPart::Failed(errno::EIO);
+            }
         }
     }
 

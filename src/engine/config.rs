@@ -1,5 +1,6 @@
 //! What the engine must know of the configuration. Files and their syntax are the daemon's affair.
 
+use crate::handler::HandlerSet;
 use crate::ids::{NodeId, VolumeId};
 use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri};
 use crate::time::Duration;
@@ -43,6 +44,8 @@ pub struct Options {
     pub after_sb_1pri: AfterSb1Pri,
     /// Policy after a split brain with two Primaries.
     pub after_sb_2pri: AfterSb2Pri,
+    /// Handlers that are configured.
+    pub handlers: HandlerSet,
 }
 
 impl Default for Options {
@@ -64,6 +67,7 @@ impl Default for Options {
             after_sb_0pri: AfterSb0Pri::Disconnect,
             after_sb_1pri: AfterSb1Pri::Disconnect,
             after_sb_2pri: AfterSb2Pri::Disconnect,
+            handlers: HandlerSet::default(),
         }
     }
 }

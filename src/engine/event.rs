@@ -1,6 +1,7 @@
 //! What is told to the outside: every change of a state with its cause, and incidents.
 
 use crate::ids::{NodeId, VolumeId};
+use crate::suspend::Suspended;
 use alloc::string::String;
 pub use twinblk_protocol::control::{DiskState, ReplState, Role};
 
@@ -55,6 +56,8 @@ pub enum What {
     PeerRole(NodeId, Role, Role),
     /// Disk state of a peer (from, to).
     PeerDisk(NodeId, VolumeId, DiskState, DiskState),
+    /// Reasons for which I/O is suspended (from, to).
+    Suspended(Suspended, Suspended),
     /// Something without a state of its own.
     Incident,
 }

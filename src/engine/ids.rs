@@ -41,6 +41,10 @@ pub struct ReqTag(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
+/// A run of a handler as the engine numbered it; comes back in its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HandlerId(pub u64);
+
 /// A buffer of the driver's pool. The engine never looks into it; it only says when it is done
 /// with it ([`crate::output::Output::ReleaseBuf`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

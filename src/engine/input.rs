@@ -2,7 +2,8 @@
 //! learns nothing in any other way.
 
 use crate::command::Command;
-use crate::ids::{BufId, CommandId, NodeId, OpId, ReqTag, VolumeId};
+use crate::handler::HandlerResult;
+use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, VolumeId};
 use crate::metadata::open::Recovered;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -156,6 +157,13 @@ pub enum Input {
         id: CommandId,
         /// What to do.
         command: Command,
+    },
+    /// A handler ended, or could not be run.
+    HandlerDone {
+        /// Which run.
+        id: HandlerId,
+        /// What came of it.
+        result: HandlerResult,
     },
     /// Time passed (a deadline the engine asked for has come).
     Tick,

@@ -19,10 +19,12 @@ extern crate alloc;
 pub mod command;
 pub mod config;
 pub mod event;
+pub mod handler;
 pub mod ids;
 pub mod input;
 pub mod output;
 pub mod status;
+pub mod suspend;
 pub mod time;
 
 // Mechanisms, each with its own state and tests.

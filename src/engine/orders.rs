@@ -62,6 +62,8 @@ impl Resource {
             Command::VerifyStop { peer } => self.order_verify_stop(id, peer),
             Command::Resize { size, force } => self.order_resize(id, size, force),
             Command::NewCurrentUuid { clear_bitmap } => self.order_new_uuid(id, clear_bitmap),
+            Command::SuspendIo => self.order_suspend(id),
+            Command::ResumeIo => self.order_resume(id),
             Command::SetOptions(options) => {
                 self.cfg.options = *options;
                 self.done(id, Ok(String::new()));
@@ -302,6 +304,7 @@ impl Resource {
             written: false,
             left: 0,
         });
+        self.fail_suspended("the resource goes down");
         while let Some(key) = self.logged.pop_front().or_else(|| self.gated.pop_front()) {
             self.fail_unstarted(key);
         }

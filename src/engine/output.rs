@@ -3,7 +3,8 @@
 
 use crate::command::CommandResult;
 use crate::event::Event;
-use crate::ids::{BufId, CommandId, NodeId, OpId, ReqTag, VolumeId};
+use crate::handler::HandlerKind;
+use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, VolumeId};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -188,6 +189,17 @@ pub enum Output {
         id: CommandId,
         /// What came of it.
         result: CommandResult,
+    },
+    /// Run a handler that is configured; the answer is [`crate::input::Input::HandlerDone`].
+    Handler {
+        /// Comes back in the answer.
+        id: HandlerId,
+        /// Which.
+        kind: HandlerKind,
+        /// The peer it is about.
+        peer: Option<NodeId>,
+        /// The volume it is about.
+        volume: Option<VolumeId>,
     },
     /// Something happened that a person or a script may want to know.
     Event(Event),

@@ -16,6 +16,7 @@ impl Resource {
             node_name: self.cfg.me.name.clone(),
             role: self.role,
             suspended: self.gate_closed().map(ToString::to_string),
+            suspended_for: self.suspended,
             open_clients: self.clients.iter().map(|(_, c)| c.name.clone()).collect(),
             volumes: self
                 .volumes

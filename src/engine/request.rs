@@ -71,6 +71,9 @@ impl Resource {
             let text = "this node is not Primary: it does not serve I/O";
             return self.refuse(&request, refuse(errno::ESHUTDOWN, text));
         }
+        if self.suspended.any() {
+            return self.freeze(request);
+        }
         let v = &self.volumes[volume];
         if !v.is_up_to_date() {
             let text = "the local disk holds no current data (see `twinblk status`)";
@@ -142,7 +145,7 @@ impl Resource {
         }
     }
 
-    fn refuse(&mut self, request: &ClientRequest, error: ReplyError) {
+    pub(crate) fn refuse(&mut self, request: &ClientRequest, error: ReplyError) {
         // A read's buffer goes with the reply, a write's is given back.
         if let (Some(buf), true) = (request.buf, request.kind != RequestKind::Read) {
             self.out.push(Output::ReleaseBuf(buf));

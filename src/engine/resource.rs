@@ -4,8 +4,9 @@
 use crate::command::Command;
 use crate::config::ResourceConfig;
 use crate::event::{DiskState, Event, ReplState, Role, Severity, What};
+use crate::handler::Call;
 use crate::ids::{CommandId, NodeId, OpId, VolumeId};
-use crate::input::{DiskDone, Input};
+use crate::input::{ClientRequest, DiskDone, Input};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::overlap::LockId;
@@ -16,6 +17,7 @@ use crate::resync::{Chunk, ChunkKey};
 use crate::rng::Rng;
 use crate::role::RoleChange;
 use crate::slots::{Key, Slots};
+use crate::suspend::Suspended;
 use crate::time::Instant;
 use crate::verify::{Range, RangeKey};
 use crate::volume::{LockOwner, Volume};
@@ -91,6 +93,11 @@ pub struct Resource {
     pub(crate) held: Vec<RequestKey>,
     /// A peer's writes that will never be started: their disk has failed.
     pub(crate) doomed: VecDeque<PeerRequestKey>,
+    /// Reasons for which I/O is suspended, and requests that wait for them to go.
+    pub(crate) suspended: Suspended,
+    pub(crate) frozen: VecDeque<ClientRequest>,
+    /// Handlers that run.
+    pub(crate) handlers: Slots<Call>,
     /// Writes and flushes started and not answered.
     pub(crate) started: usize,
     pub(crate) waiting_commands: VecDeque<(CommandId, Command)>,
@@ -133,6 +140,9 @@ impl Resource {
             logged: VecDeque::new(),
             held: Vec::new(),
             doomed: VecDeque::new(),
+            suspended: Suspended::default(),
+            frozen: VecDeque::new(),
+            handlers: Slots::default(),
             started: 0,
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
@@ -193,6 +203,7 @@ impl Resource {
                 self.with_peer(peer, |this, p| this.send_progress(p, sent));
             }
             Input::Command { id, command } => self.command(id, command),
+            Input::HandlerDone { id, result } => self.handler_done(id, &result),
             Input::Tick => {
                 for p in 0..self.peers.len() {
                     self.link_tick(p);

@@ -266,6 +266,17 @@ impl Resource {
             }
             return;
         }
+        if self.suspended.any() {
+            if let Some(id) = id {
+                let refusal = refuse(
+                    RefusalKind::State,
+                    format!("I/O is suspended ({})", self.suspended.words()),
+                    format!("end that first: `twinblk resume-io {}`", self.cfg.name),
+                );
+                self.done(id, Err(refusal));
+            }
+            return;
+        }
         self.role_change = Some(RoleChange {
             command: id,
             step: Step::Draining,

@@ -134,6 +134,8 @@ pub struct Status {
     pub role: Role,
     /// Writes are held back, for this reason.
     pub suspended: Option<String>,
+    /// Reasons for which all I/O is suspended.
+    pub suspended_for: crate::suspend::Suspended,
     /// Clients that hold the export.
     pub open_clients: Vec<String>,
     /// Volumes.

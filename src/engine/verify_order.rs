@@ -9,6 +9,7 @@
 
 use crate::command::{Refusal, RefusalKind};
 use crate::event::{DiskState, ReplState, Role, Severity};
+use crate::handler::{HandlerKind, Then};
 use crate::ids::{CommandId, NodeId};
 use crate::metadata::superblock::MdFlags;
 use crate::output::Channel;
@@ -327,6 +328,9 @@ impl Resource {
             "verify of {id} with {name} finished: {}{then}",
             Self::verify_words(&verify)
         );
+        if verify.leads && verify.different > 0 {
+            self.call_handler(HandlerKind::OutOfSync, Some(p), Some(id), Then::Nothing);
+        }
         let pv = &mut self.peers[p].volumes[v];
         pv.ended_verify = Some(verify.run);
         pv.verified = Some(text.clone());

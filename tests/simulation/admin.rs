@@ -275,6 +275,8 @@ fn word(command: &Command) -> &'static str {
         Command::VerifyStop { .. } => "verify --stop",
         Command::Resize { .. } => "resize",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
+        Command::SuspendIo => "suspend-io",
+        Command::ResumeIo => "resume-io",
         Command::SetOptions(_) => "adjust",
         Command::Stop { .. } => "down",
     }

@@ -123,6 +123,11 @@ impl World {
             }
             Output::CommandDone { id, result } => self.command_done(n, id, result),
             Output::Event(event) => self.told(n, event),
+            // No plan configures one yet.
+            Output::Handler { kind, .. } => {
+                let text = format!("node {n} asks for {}, which is not configured", kind.name());
+                self.violate("handlers_are_configured", text);
+            }
             Output::Stopped => {
                 self.nodes[n].stopped = true;
                 self.stopped(n);
@@ -178,6 +183,10 @@ impl World {
             Output::CloseLink { .. } => trace.mix(6),
             Output::MeasureDisk { .. } => trace.mix(11),
             Output::WantLink { want, .. } => trace.mix(7 + u64::from(*want)),
+            Output::Handler { kind, .. } => {
+                trace.mix(12);
+                trace.mix_bytes(kind.name().as_bytes());
+            }
             Output::Stopped => trace.mix(9),
         }
     }

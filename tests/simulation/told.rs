@@ -80,6 +80,10 @@ impl World {
                 self.nodes[n].peer_disk[usize::from(peer.0)] = to;
                 self.trace.count(&format!("peer disk {from:?}→{to:?}"));
             }
+            What::Suspended(from, to) => {
+                self.trace
+                    .count(&format!("suspended {}→{}", from.words(), to.words()))
+            }
             What::Incident => self.verify_told(n, &event.cause),
         }
     }

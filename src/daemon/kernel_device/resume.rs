@@ -105,6 +105,7 @@ mod tests {
             node_name: "alpha".into(),
             role: Role::Secondary,
             suspended: None,
+            suspended_for: twinblk_engine::suspend::Suspended::default(),
             open_clients: Vec::new(),
             volumes: vec![VolumeStatus {
                 volume: VolumeId(0),

@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
+    /// Handlers that were asked for and have not been answered.
+    pub(crate) handlers: Vec<(crate::ids::HandlerId, crate::handler::HandlerKind)>,
     /// How many metadata, data and comparing operations succeed before some fail.
     pub(crate) faults: [Option<Fault>; 3],
     /// The next block that is compared is read wrong, once.
@@ -155,6 +157,7 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
+                handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
             }
@@ -443,6 +446,7 @@ impl Pair {
                     event.severity, event.what, event.cause
                 ));
             }
+            Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
             Output::Stopped => node.stopped = true,
         }
     }
