@@ -162,6 +162,11 @@ pub struct VolumeFacts {
     pub crashed_secondary: bool,
     /// The sender's disk is the target of a resync from another node than the receiver.
     pub busy: bool,
+    /// The sender is Primary and its clients are served from the receiver's copy, because its own
+    /// cannot be: the generation that copy must have; 0: they are not.
+    pub relies: u64,
+    /// The generation it was told to begin, and has not confirmed; 0: none.
+    pub relies_next: u64,
 }
 
 /// Second message, sent with application writes frozen and drained: the facts the decision rests on.
@@ -367,6 +372,29 @@ pub enum Message {
     Settled {
         /// Writes since the connection was agreed on.
         writes: u64,
+    },
+    /// (data) The sender, Primary or about to be, has no current copy of its own: its clients are to be
+    /// served from the receiver's, which is to go on as this generation.
+    Serve {
+        /// Volume number.
+        volume: u16,
+        /// The generation the receiver must have; 0: whatever it has.
+        previous: u64,
+        /// The generation from here on; may be the same.
+        current: u64,
+    },
+    /// (data) Answer to `Serve`.
+    Serving {
+        /// Volume number.
+        volume: u16,
+        /// The generation that is on the sender's disk now; 0: the sender cannot serve.
+        current: u64,
+    },
+    /// (data) The sender is Primary, served by the receiver and brought up to date by it: it sends no
+    /// write until the resync has ended.
+    WritesHeld {
+        /// Volume number.
+        volume: u16,
     },
 }
 

@@ -48,6 +48,12 @@ pub enum Kind {
     Message = 10,
     /// Online verify: this range differs: offset, size; epoch = number of the verify.
     OutOfSync = 11,
+    /// A Primary without a usable disk asks for data: seq (comes back), offset, size.
+    ReadAsk = 12,
+    /// Answer to `ReadAsk`, its seq, offset and size; payload.
+    ReadData = 13,
+    /// Answer to `ReadAsk`, its seq and offset: the data cannot be read; size = errno.
+    ReadFailed = 14,
 
     // -- control socket --
     /// The peer holds write `seq` in memory (protocol B).
@@ -82,6 +88,8 @@ pub mod flags {
     pub const LAST: u16 = 16;
     /// Goodbye: connect again at once, the generations are to be compared anew.
     pub const AGAIN: u16 = 32;
+    /// Write, Trim, WriteZeroes: a WriteAck is due whatever the protocol is.
+    pub const ACK: u16 = 64;
 }
 
 /// A decoded (or to be encoded) header. The engine leaves `payload_len` and `payload_crc` to
@@ -161,7 +169,7 @@ pub enum FrameError {
 }
 
 impl Kind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 22] = [
         Self::Write,
         Self::Trim,
         Self::WriteZeroes,
@@ -173,6 +181,9 @@ impl Kind {
         Self::VerifyDigests,
         Self::Message,
         Self::OutOfSync,
+        Self::ReadAsk,
+        Self::ReadData,
+        Self::ReadFailed,
         Self::RecvAck,
         Self::WriteAck,
         Self::NegAck,
@@ -190,7 +201,7 @@ impl Kind {
 
     /// Whether its payload is bulk data for a disk.
     pub const fn is_bulk(self) -> bool {
-        matches!(self, Self::Write | Self::ResyncData)
+        matches!(self, Self::Write | Self::ResyncData | Self::ReadData)
     }
 }
 
@@ -245,7 +256,7 @@ impl Header {
         }
         let len = u64::from(header.payload_len);
         let fits = match kind {
-            Kind::Write | Kind::ResyncData => len > 0 && len == header.size,
+            Kind::Write | Kind::ResyncData | Kind::ReadData => len > 0 && len == header.size,
             Kind::Bitmap | Kind::Message | Kind::Goodbye => true,
             Kind::VerifyDigests => len > 0 && len == crate::digest::digests_len(header.size),
             _ => len == 0,

@@ -127,6 +127,16 @@ pub(crate) enum Verb {
         #[command(flatten)]
         local: LocalOptional,
     },
+    /// Take this node's disk into use again, after it failed or was detached.
+    Attach(Resource),
+    /// Put this node's disk out of use; a Primary goes on with the peer's copy.
+    Detach {
+        #[command(flatten)]
+        resource: Resource,
+        /// At once, whatever is under way on it, also if clients get errors then.
+        #[arg(long)]
+        force: bool,
+    },
     /// Let clients' requests wait, unanswered, until `resume-io`.
     SuspendIo(Resource),
     /// Let I/O go on, also when a peer that was lost is still being fenced.

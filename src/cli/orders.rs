@@ -76,6 +76,15 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
                 order: none(),
             });
         }
+        Verb::Attach(resource) => ("attach", resource, none()),
+        Verb::Detach { resource, force } => (
+            "detach",
+            resource,
+            Order {
+                force: *force,
+                ..none()
+            },
+        ),
         Verb::SuspendIo(resource) => ("suspend-io", resource, none()),
         Verb::ResumeIo(resource) => ("resume-io", resource, none()),
         Verb::Invalidate(resource) => ("invalidate", resource, none()),

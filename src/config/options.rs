@@ -52,6 +52,8 @@ pub(crate) enum Key {
     PollUs,
     DeviceTimeout,
     DeviceDeadTimeout,
+    OnIoError,
+    OnNoDataAccessible,
 }
 
 /// What an option's value may be.
@@ -125,7 +127,7 @@ const AFTER_SB: [&str; 1] = ["disconnect"];
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 20] = [
+pub(crate) static OPTIONS: [OptionRow; 22] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -365,6 +367,33 @@ pub(crate) static OPTIONS: [OptionRow; 20] = [
         How::Live,
         "How long I/O on the kernel device waits while the daemon is not there, or must not serve it; \
          then it fails.",
+    ),
+    row(
+        Key::OnIoError,
+        Section::Disk,
+        "on-io-error",
+        Kind::Word {
+            supported: &["detach", "call-local-io-error"],
+            later: &["pass-on"],
+        },
+        Value::Word("detach"),
+        How::Live,
+        "What a disk that reports an error means. `detach`: it is out of use until `twinblk attach`; a \
+         Primary goes on with the peer's copy. `call-local-io-error`: the handler of that name is \
+         called first, before the peer is told.",
+    ),
+    row(
+        Key::OnNoDataAccessible,
+        Section::Options,
+        "on-no-data-accessible",
+        Kind::Word {
+            supported: &["io-error", "suspend-io"],
+            later: &[],
+        },
+        Value::Word("io-error"),
+        How::Live,
+        "What clients of a Primary get when neither its own disk nor a peer has current data within \
+         reach. `io-error`: errors. `suspend-io`: nothing, until there is a copy again.",
     ),
 ];
 

@@ -229,6 +229,16 @@ impl Resource {
             resync_max_rate: s.number(Key::CMaxRate),
             resync_window: s.number(Key::ResyncWindow),
             al_extents: self.small(Key::AlExtents),
+            on_io_error: if s.get(Key::OnIoError) == Value::Word("detach") {
+                engine::OnIoError::Detach
+            } else {
+                engine::OnIoError::CallLocalIoError
+            },
+            on_no_data: if s.get(Key::OnNoDataAccessible) == Value::Word("suspend-io") {
+                engine::OnNoData::SuspendIo
+            } else {
+                engine::OnNoData::IoError
+            },
             // The other policies are refused when the file is read, so the engine's defaults
             // (`disconnect`, one Primary) are what the file says.
             ..engine::Options::default()

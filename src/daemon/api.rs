@@ -23,7 +23,7 @@ use twinblk_engine::command::{Command, CommandResult};
 use twinblk_engine::ids::NodeId;
 
 /// Time an order may take before the caller is told what it waits for.
-const ORDER_TIME: Duration = Duration::from_secs(30);
+pub(super) const ORDER_TIME: Duration = Duration::from_secs(30);
 
 type Shared = State<Arc<Supervisor>>;
 
@@ -134,6 +134,7 @@ async fn carry_out(
     let command = match verb {
         "up" => return supervisor.up(name).await,
         "down" => return supervisor.down(name, order.force).await,
+        "attach" => return supervisor.attach(name).await,
         "adjust" => return supervisor.adjust(name, order.dry_run).await,
         "dump" => return Ok(config::dump::dump(&supervisor.configured(name)?)),
         "primary" => Command::Primary { force: order.force },
@@ -146,6 +147,7 @@ async fn carry_out(
         "disconnect" => Command::Disconnect {
             peer: peer(supervisor, name, order)?,
         },
+        "detach" => Command::Detach { force: order.force },
         "suspend-io" => Command::SuspendIo,
         "resume-io" => Command::ResumeIo,
         "invalidate" => Command::Invalidate,

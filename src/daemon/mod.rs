@@ -16,6 +16,7 @@
 
 mod adjust;
 mod api;
+mod attach_disk;
 mod come_back;
 mod convert;
 mod dial;

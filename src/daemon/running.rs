@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
 use twinblk_engine::event::{DiskState, Event, Role, Severity, What};
 use twinblk_engine::handler::HandlerResult;
-use twinblk_engine::ids::CommandId;
+use twinblk_engine::ids::{CommandId, VolumeId};
 
 /// How long the loop may take to tell its state; it does so between two turns.
 const STATUS_TIME: Duration = Duration::from_secs(2);
@@ -189,6 +189,12 @@ impl Running {
             }
         });
         waited.await.is_ok()
+    }
+
+    /// Disks of these volumes are about to be attached again.
+    pub(crate) fn attaches_again(&self, volumes: &[VolumeId]) {
+        self.attached
+            .send_modify(|all| all.retain(|n| !volumes.contains(&VolumeId(*n))));
     }
 
     /// What the loop told last, and when.

@@ -38,6 +38,9 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn install() -> std::io::Result<Self> {
+        // A limit on the size of files is an error of a disk, not the end of all resources. (It is enough
+        // that the signal is caught.)
+        drop(signal(SignalKind::from_raw(libc::SIGXFSZ))?);
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,

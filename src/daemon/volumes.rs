@@ -9,8 +9,18 @@ use twinblk_engine::ids::{NodeId, VolumeId};
 pub(crate) async fn open(
     config: &config::Resource,
 ) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {
+    let all = config.me.volumes.iter().map(|v| VolumeId(v.number));
+    open_some(config, &all.collect::<Vec<_>>()).await
+}
+
+/// Opens these volumes.
+pub(crate) async fn open_some(
+    config: &config::Resource,
+    wanted: &[VolumeId],
+) -> Result<Vec<driver::OpenedVolume>, ErrorBody> {
     let mut opened = Vec::new();
-    for volume in &config.me.volumes {
+    let volumes = config.me.volumes.iter();
+    for volume in volumes.filter(|v| wanted.contains(&VolumeId(v.number))) {
         let spec = driver::VolumeSpec {
             volume: VolumeId(volume.number),
             disk: volume.disk.clone(),

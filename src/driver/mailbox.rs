@@ -44,6 +44,8 @@ pub(crate) enum ToLoop {
     },
     /// An administrator's command.
     Command(CommandId, Command),
+    /// A disk that was opened anew, for a volume that has none; the answer tells whether it has not.
+    Attach(Box<super::OpenedVolume>, tokio::sync::oneshot::Sender<bool>),
     /// A handler ended, or could not be run.
     HandlerDone(HandlerId, HandlerResult),
     /// Ask for a picture of the state.

@@ -9,7 +9,7 @@ use super::ring::{Completion, Kind};
 use super::slab::{Key, Slab};
 use std::os::fd::OwnedFd;
 use tokio::sync::oneshot::Sender;
-use twinblk_engine::ids::{ClientId, ReqTag, VolumeId};
+use twinblk_engine::ids::{BufId, ClientId, ReqTag, VolumeId};
 use twinblk_engine::output::ReplyError;
 use twinblk_engine::time::{Duration, Instant};
 use userspace_nbd::block_status::Extents;
@@ -78,6 +78,19 @@ impl NbdLinks {
                 link.pump(core, key, &mut self.requests, &mut self.status);
             }
         }
+    }
+
+    /// The engine answered a read with what is in another buffer, which comes with it.
+    pub(crate) fn reply_with(&mut self, core: &mut Core, tag: ReqTag, buf: BufId) {
+        let key = Key::from_raw(tag.0);
+        let Some(pending) = self.requests.get_mut(key) else {
+            return core.pool.release(buf);
+        };
+        // A disk that hangs may still have its own hold on the other.
+        if let Some(own) = pending.read.replace(buf) {
+            core.pool.release(own);
+        }
+        self.reply(core, tag, Ok(()));
     }
 
     /// The engine answered a request.

@@ -321,6 +321,15 @@ impl Turn {
                     .inputs
                     .push_back(Input::DialFailed { peer, reason });
             }
+            ToLoop::Attach(opened, answer) => {
+                let free =
+                    !self.stopped && self.volumes.iter().all(|io| io.volume != opened.volume);
+                if free {
+                    self.attach(*opened);
+                }
+                // Whoever asked may have given up.
+                let _ = answer.send(free);
+            }
             ToLoop::Command(id, command) => self.command(id, command),
             ToLoop::Status(answer) => {
                 let counters = Counters {

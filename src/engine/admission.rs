@@ -3,6 +3,7 @@
 //! steps aside until they are, and others pass.
 
 use crate::peer::{Peer, Phase};
+use crate::remote::Access;
 use crate::request::RequestKey;
 use crate::resource::Resource;
 use crate::role::Step;
@@ -34,6 +35,9 @@ impl Resource {
         if self.volumes.iter().any(|v| v.bump_running) {
             return Some("a new generation is being written");
         }
+        if let Some(reason) = self.remote_gate() {
+            return Some(reason);
+        }
         for peer in &self.peers {
             if peer.unsent() > self.cfg.options.send_queue {
                 return Some("the send queue to the peer is full");
@@ -53,7 +57,8 @@ impl Resource {
                 continue;
             };
             let volume = request.volume;
-            if !self.volumes[volume].is_up_to_date() || self.stopping.is_some() {
+            let access = self.access(volume);
+            if access == Access::None || self.stopping.is_some() {
                 // The disk went out of use while the write waited, or the resource is going down.
                 self.leave_gate(logged);
                 self.fail_unstarted(key);
@@ -62,10 +67,18 @@ impl Resource {
             if self.gate_closed().is_some() {
                 return;
             }
+            if let Access::Remote(p) = access {
+                self.leave_gate(logged);
+                self.write_remotely(key, p);
+                continue;
+            }
             if self.needs_new_generation(volume) {
                 return self.start_new_generation(volume);
             }
             self.leave_gate(logged);
+            if !logged {
+                self.prepare_local(key);
+            }
             if logged || self.hold_extents(key) {
                 self.start_write(key);
             }

@@ -222,6 +222,8 @@ impl Resource {
                         .as_ref()
                         .is_some_and(|l| l.superblock.flags.contains(MdFlags::CRASHED_SECONDARY)),
                     busy,
+                    relies: v.remote.as_ref().map_or(0, |r| r.generation),
+                    relies_next: v.remote.as_ref().map_or(0, |r| r.next),
                 })
                 .collect(),
         }
@@ -504,6 +506,13 @@ impl Resource {
             }
         }
         self.tell_state();
+        for (v, decision) in decisions.iter().enumerate() {
+            // Without a disk there the two were not compared.
+            let there = self.peers[p].volumes[v].disk > DiskState::Inconsistent;
+            if decision.direction == Direction::None && there {
+                self.reject_disk(v);
+            }
+        }
         if decisions.iter().any(|d| d.direction == Direction::Target) {
             self.part_from_others(p);
         }
@@ -585,6 +594,8 @@ fn side(node: crate::ids::NodeId, facts: &Facts, v: &VolumeFacts, knows: bool) -
         discard_my_data: facts.discard_my_data,
         crashed_secondary: v.crashed_secondary,
         busy: v.busy,
+        relies: v.relies,
+        relies_next: v.relies_next,
     }
 }
 

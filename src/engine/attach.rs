@@ -77,6 +77,11 @@ impl Resource {
         }
         let flags = superblock.flags;
         let agreed = superblock.agreed_size;
+        let old = &mut self.volumes[v];
+        old.anew = old.local.is_some();
+        old.meta = crate::meta_writer::MetaWriter::default();
+        old.log_writer = crate::log_writer::LogWriter::default();
+        old.activity = crate::activity_log::ActivityLog::default();
         self.volumes[v].no_volatile_cache = no_volatile_cache;
         self.volumes[v].generations.load(&superblock);
         self.volumes[v].lineage = superblock.current;
@@ -96,6 +101,10 @@ impl Resource {
             self.set_flags(v, MdFlags::CRASHED_PRIMARY, true);
         }
         self.mark_after_following(v);
+        self.mark_after_serving(v);
+        if self.volumes[v].remote.is_some() && !self.nothing_missed(v) {
+            self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
+        }
         self.set_disk(
             v,
             DiskState::Attaching,
@@ -121,6 +130,13 @@ impl Resource {
             return;
         };
         let flags = local.superblock.flags;
+        if self.refuse_disk(v) {
+            return;
+        }
+        if self.nothing_missed(v) {
+            self.begin_local_reign(v);
+            return self.commit(v, true, Some(Waiter::ServesAgain));
+        }
         let created = self.volumes[v].generations.is_just_created();
         let (state, reason) = if !flags.contains(MdFlags::CONSISTENT) {
             let text = if created {
@@ -137,12 +153,21 @@ impl Resource {
         };
         self.set_disk(v, state, reason.to_string());
         self.doubt(v);
+        if core::mem::take(&mut self.volumes[v].anew) {
+            return self.compare_anew();
+        }
         let ready = self.volumes.iter().all(|v| v.has_disk());
         if ready {
             for p in 0..self.peers.len() {
                 self.want_peer(p);
             }
         }
+    }
+
+    /// A disk was attached while the resource was in use: its copy is compared with the peers'.
+    fn compare_anew(&mut self) {
+        self.tell_state();
+        self.renegotiate("a disk was attached");
     }
 
     /// Starts wanting a connection.
@@ -324,6 +349,19 @@ impl Resource {
         for waiter in self.volumes[v].meta.committed() {
             match waiter {
                 Waiter::Attached => self.attach_done(v),
+                Waiter::Serves(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.serves(p, v);
+                    }
+                }
+                Waiter::Detached => self.detached(v),
+                Waiter::ServesAgain => {
+                    let reason = "attached; nothing was changed while it was out of use";
+                    self.set_disk(v, DiskState::UpToDate, reason.to_string());
+                    self.serve_locally(v);
+                    self.volumes[v].anew = false;
+                    self.compare_anew();
+                }
                 Waiter::NewGeneration => self.new_generation_stable(v),
                 Waiter::Following(node) => self.following(node),
                 Waiter::Follows(node, link) => {
@@ -357,6 +395,7 @@ impl Resource {
                             DiskState::Outdated
                         };
                         self.set_disk(v, state, reason);
+                        self.serve_locally(v);
                         self.doubt(v);
                     }
                 },
@@ -406,21 +445,7 @@ impl Resource {
         self.disk_failed(v, errno, "writing metadata");
     }
 
-    /// A disk reported an error: out of use until an administrator attaches it again. Nothing more
-    /// is written to its metadata, so that the next attach finds what a crash would have left.
-    pub(crate) fn disk_failed(&mut self, v: usize, errno: i32, doing: &str) {
-        if self.volumes[v].disk == DiskState::Failed {
-            return;
-        }
-        let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
-        self.set_disk(v, DiskState::Failed, reason.clone());
-        self.tell_state();
-        self.volumes[v].log_writer.fail();
-        let waiters = self.volumes[v].meta.fail();
-        self.commit_failed(v, waiters, &reason);
-    }
-
-    fn commit_failed(&mut self, v: usize, waiters: Vec<Waiter>, reason: &str) {
+    pub(crate) fn commit_failed(&mut self, v: usize, waiters: Vec<Waiter>, reason: &str) {
         for waiter in waiters {
             match waiter {
                 Waiter::NewGeneration => {
@@ -428,9 +453,11 @@ impl Resource {
                     self.volumes[v].bump_running = false;
                     self.volumes[v].bump_committed = false;
                     self.volumes[v].bump_again = false;
+                    let waits = self.volumes[v].remote.is_some();
                     for &key in &self.held {
                         if let Some(r) = self.requests.get_mut(key)
                             && r.volume == v
+                            && !waits
                         {
                             r.local = crate::request::LocalPart::Failed(5);
                         }
@@ -456,7 +483,10 @@ impl Resource {
                 }
                 // What is held is ended: the disk has failed.
                 Waiter::Following(node) => self.following(node),
+                Waiter::Detached => self.detached(v),
                 Waiter::Attached
+                | Waiter::Serves(..)
+                | Waiter::ServesAgain
                 | Waiter::Follows(..)
                 | Waiter::Repair(..)
                 | Waiter::SizeTaken(..)
@@ -465,7 +495,9 @@ impl Resource {
                 | Waiter::ResyncAdopted(..) => {}
             }
         }
-        self.fail_gated(v);
+        if self.volumes[v].remote.is_none() {
+            self.fail_gated(v);
+        }
     }
 
     /// Writes that hold their range but can never start get an error.
@@ -506,7 +538,13 @@ impl Resource {
     /// anew, whatever was under way with it.
     pub(crate) fn set_disk(&mut self, v: usize, state: DiskState, reason: String) {
         let now = self.now;
-        if self.volumes[v].disk == DiskState::Failed && state != DiskState::Attaching {
+        let out_of_use = match self.volumes[v].disk {
+            DiskState::Failed => !matches!(state, DiskState::Attaching | DiskState::Diskless),
+            DiskState::Diskless => state != DiskState::Attaching,
+            DiskState::Detaching => state != DiskState::Failed,
+            _ => false,
+        };
+        if out_of_use {
             return;
         }
         let volume = &mut self.volumes[v];

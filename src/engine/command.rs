@@ -64,6 +64,11 @@ pub enum Command {
     SuspendIo,
     /// Let them go on.
     ResumeIo,
+    /// Put the disks out of use.
+    Detach {
+        /// At once, whatever is under way with them and whoever needs them.
+        force: bool,
+    },
     /// Take over changed options (`adjust`).
     SetOptions(Box<Options>),
     /// Demote if possible, leave the peers, write out metadata, stop (`down`).

@@ -11,6 +11,7 @@
 
 use crate::input::RequestKind;
 use crate::output::{Output, ReplyError};
+use crate::remote::Access;
 use crate::request::{LocalPart, RequestKey, errno};
 use crate::resource::Resource;
 use crate::transfer_log::Entry;
@@ -27,22 +28,22 @@ impl Resource {
             Ok(()) => LocalPart::Done,
             Err(e) => LocalPart::Failed(e),
         };
-        let (volume, buf) = (r.volume, r.buf.take());
+        let volume = r.volume;
         let lock = if r.rest > 0 && result.is_ok() {
             None
         } else {
             r.lock.take()
         };
         self.release_extents(key);
-        if let Some(buf) = buf {
-            self.out.push(Output::ReleaseBuf(buf));
-        }
         // The range is free for the next write as soon as the local disk has this one: the peers
         // keep the order of the stream.
         if let Some(lock) = lock {
             self.release_lock(volume, lock);
         }
         if let Err(e) = result {
+            if self.volumes[volume].remote.is_none() && !self.may_go_remote() {
+                self.release_extents(key);
+            }
             self.disk_failed(volume, e, "a write");
         }
         self.try_complete(key);
@@ -56,11 +57,8 @@ impl Resource {
             return;
         };
         r.local = LocalPart::Failed(errno::EIO);
-        let (volume, lock, buf) = (r.volume, r.lock.take(), r.buf.take());
+        let (volume, lock) = (r.volume, r.lock.take());
         self.release_extents(key);
-        if let Some(buf) = buf {
-            self.out.push(Output::ReleaseBuf(buf));
-        }
         if let Some(lock) = lock {
             self.release_lock(volume, lock);
         }
@@ -69,18 +67,19 @@ impl Resource {
 
     /// A read ended.
     pub(crate) fn read_done(&mut self, key: RequestKey, result: Result<(), i32>) {
+        if let (Err(e), Some(volume)) = (result, self.requests.get(key).map(|r| r.volume)) {
+            self.disk_failed(volume, e, "a read");
+        }
+        // It may have begun anew, from the peer's copy.
         let Some(r) = self.requests.remove(key) else {
             return;
         };
         let result = match result {
             Ok(()) => Ok(()),
-            Err(e) => {
-                self.disk_failed(r.volume, e, "a read");
-                Err(ReplyError {
-                    errno: errno::EIO,
-                    text: "the local disk failed to read",
-                })
-            }
+            Err(_) => Err(ReplyError {
+                errno: errno::EIO,
+                text: "the local disk failed to read",
+            }),
         };
         self.out.push(Output::Reply { tag: r.tag, result });
     }
@@ -90,7 +89,8 @@ impl Resource {
         let Some(r) = self.requests.get(key) else {
             return;
         };
-        let failed = self.volumes[r.volume].disk == crate::event::DiskState::Failed;
+        let remote = self.volumes[r.volume].remote.is_some();
+        let failed = !self.volumes[r.volume].has_disk() && !remote;
         let error = match r.local {
             LocalPart::NotStarted | LocalPart::InFlight => return,
             // Neither a generation nor a mark of a disk that failed can be relied upon: what was not
@@ -111,7 +111,10 @@ impl Resource {
         if r.awaiting != 0 && !crate::sabotage::is(crate::sabotage::Mistake::AckBeforePeer) {
             return;
         }
-        if self.volumes[r.volume].bump_running || self.suspended.any() {
+        // What the own copy lacks is confirmed only when the generations say so.
+        let waits =
+            remote && error.is_none() && !matches!(self.access(r.volume), Access::Remote(_));
+        if self.volumes[r.volume].bump_running || self.suspended.any() || waits {
             self.held.push(key);
             return;
         }
@@ -119,8 +122,14 @@ impl Resource {
             return self.next_part(key);
         }
         let (tag, volume) = (r.tag, r.volume);
-        let lock = self.requests.remove(key).and_then(|r| r.lock);
+        let (lock, buf) = self
+            .requests
+            .remove(key)
+            .map_or((None, None), |r| (r.lock, r.buf));
         self.started -= 1;
+        if let Some(buf) = buf {
+            self.out.push(Output::ReleaseBuf(buf));
+        }
         if let Some(lock) = lock {
             self.release_lock(volume, lock);
         }
@@ -136,8 +145,8 @@ impl Resource {
             return;
         };
         r.offset += r.len;
-        r.len = self.volumes[r.volume].activity.part(r.offset, r.rest);
-        r.rest -= r.len;
+        r.len = r.rest;
+        r.rest = 0;
         r.local = LocalPart::NotStarted;
         self.started -= 1;
         self.gated.push_back(key);
@@ -178,6 +187,10 @@ impl Resource {
         let entry = match self.peers[peer].log.entry(header.seq) {
             Ok(entry) => entry,
             Err(error) => return self.protocol_error(peer, alloc::format!("{error:?}")),
+        };
+        let enough = match entry.remote {
+            true => header.kind == Kind::WriteAck,
+            false => enough,
         };
         if entry.resync != (header.kind == Kind::ResyncAck) {
             return self.protocol_error(peer, alloc::format!("wrong kind of ack: {header:?}"));

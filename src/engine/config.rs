@@ -8,6 +8,26 @@ use alloc::string::String;
 use alloc::vec::Vec;
 pub use twinblk_protocol::control::Protocol;
 
+/// `on-io-error`: what a disk that reports an error means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnIoError {
+    /// It is out of use from then on.
+    #[default]
+    Detach,
+    /// The handler `local-io-error` is called, before any peer is told; then as `Detach`.
+    CallLocalIoError,
+}
+
+/// `on-no-data-accessible`: what clients of a Primary that reaches no current copy get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnNoData {
+    /// Errors.
+    #[default]
+    IoError,
+    /// Nothing, until there is one.
+    SuspendIo,
+}
+
 /// Options that may change while the resource runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -46,6 +66,10 @@ pub struct Options {
     pub after_sb_2pri: AfterSb2Pri,
     /// Handlers that are configured.
     pub handlers: HandlerSet,
+    /// `on-io-error`.
+    pub on_io_error: OnIoError,
+    /// `on-no-data-accessible`.
+    pub on_no_data: OnNoData,
 }
 
 impl Default for Options {
@@ -68,6 +92,8 @@ impl Default for Options {
             after_sb_1pri: AfterSb1Pri::Disconnect,
             after_sb_2pri: AfterSb2Pri::Disconnect,
             handlers: HandlerSet::default(),
+            on_io_error: OnIoError::default(),
+            on_no_data: OnNoData::default(),
         }
     }
 }

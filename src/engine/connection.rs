@@ -106,6 +106,7 @@ impl Resource {
     pub(crate) fn renegotiate_peer(&mut self, p: usize, why: &str) {
         if self.peers[p].link.is_some() {
             self.say_goodbye(p, why, true);
+            self.peers[p].renegotiates = true;
             self.link_lost(p, ConnState::TearDown, why.to_string());
             self.dial_now(p);
         }
@@ -162,6 +163,13 @@ impl Resource {
         let mut bump = vec![false; self.volumes.len()];
         let mut answered = Vec::new();
         let entries: Vec<_> = self.peers[p].log.drain().collect();
+        let planned = core::mem::take(&mut self.peers[p].renegotiates) && self.peers[p].want;
+        for v in 0..self.volumes.len() {
+            self.copy_lost(p, v, &entries, planned);
+            if self.peers[p].volumes[v].serves {
+                self.serve_no_more(p, v);
+            }
+        }
         for entry in entries {
             let Some(v) = self.volume_index(entry.volume) else {
                 continue;
@@ -172,7 +180,7 @@ impl Resource {
                 if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                     bitmap.set_bytes(entry.offset, entry.len);
                 }
-                bump[v] |= !entry.resync;
+                bump[v] |= !entry.resync && self.volumes[v].remote.is_none();
             }
             self.release_entry(&entry);
             answered.extend(entry.request);
@@ -318,6 +326,8 @@ impl Resource {
                 return self.ack_received(p, &header);
             }
             Kind::NegAck => return self.nack_received(p, &header),
+            Kind::ReadAsk => return self.read_asked_remotely(p, &header),
+            Kind::ReadFailed => return self.read_failed_received(p, &header),
             Kind::BarrierAck => return self.barrier_ack_received(p, header.epoch, header.size),
             Kind::Ping => {
                 let mut pong = Header::new(Kind::Pong);
@@ -336,6 +346,7 @@ impl Resource {
             (Kind::Bitmap, Body::Bytes(bytes)) => self.bitmap_received(p, &header, &bytes),
             (Kind::VerifyDigests, Body::Bytes(bytes)) => self.digests_received(p, &header, bytes),
             (Kind::Message, Body::Message(message)) => self.message(p, message),
+            (Kind::ReadData, Body::Buf(buf)) => self.read_data_received(p, &header, buf),
             (Kind::Goodbye, Body::Bytes(bytes)) => {
                 let reason = String::from_utf8_lossy(&bytes).to_string();
                 let text = format!("{} closed the connection: {reason}", self.peers[p].name);
@@ -344,6 +355,7 @@ impl Resource {
                     peer: node,
                     reason: text.clone(),
                 });
+                self.peers[p].renegotiates = header.flags & flags::AGAIN != 0;
                 self.link_lost(p, ConnState::TearDown, text);
                 if header.flags & flags::AGAIN != 0 {
                     self.dial_now(p);

@@ -104,6 +104,8 @@ pub enum HandlerResult {
 pub(crate) enum Then {
     /// Nothing: it was told, no more.
     Nothing,
+    /// The peers are told that a disk has failed.
+    DiskFailed(VolumeId),
 }
 
 /// A run under way.
@@ -155,6 +157,7 @@ impl Resource {
         self.incident(severity, format!("handler {name}{toward}: {what}"));
         match call.then {
             Then::Nothing => {}
+            Then::DiskFailed(volume) => self.tell_disk_failed(volume),
         }
     }
 }

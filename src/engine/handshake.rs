@@ -61,6 +61,11 @@ pub struct Side {
     pub crashed_secondary: bool,
     /// It is the target of a resync from a third node.
     pub busy: bool,
+    /// It is Primary and its clients are served from the other side's copy: the generation that one must
+    /// have; 0: they are not.
+    pub relies: u64,
+    /// … or this one, which it was told to begin; 0: none.
+    pub relies_next: u64,
 }
 
 impl Side {
@@ -72,6 +77,12 @@ impl Side {
                 | DiskState::Consistent
                 | DiskState::UpToDate
         )
+    }
+
+    /// Its clients are served from the other side's copy, and that is of another generation.
+    fn relies_on_another(&self, other: &Self) -> bool {
+        let is = |g: u64| !is_created(g) && same(g, other.current);
+        self.relies != 0 && !is(self.relies) && !is(self.relies_next)
     }
 
     fn is_inconsistent(&self) -> bool {
@@ -261,8 +272,16 @@ impl Judgement {
 }
 
 fn judge(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
-    let judgement = if me.has_disk() && peer.has_disk() {
-        by_disk_states(me, peer, by_generations(me, peer, ctx))
+    let other = me.relies_on_another(peer) && peer.has_disk()
+        || peer.relies_on_another(me) && me.has_disk();
+    let judgement = if other
+        && !ctx.group
+        && !crate::sabotage::is(crate::sabotage::Mistake::ServeOtherGeneration)
+    {
+        Judgement::refuse(Rule::OtherGeneration)
+    } else if me.has_disk() && peer.has_disk() {
+        let judgement = by_disk_states(me, peer, by_generations(me, peer, ctx));
+        by_reliance(me, peer, ctx, judgement)
     } else {
         Judgement::nothing(Rule::Diskless)
     };
@@ -318,6 +337,21 @@ fn by_others(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
         return later(Rule::BusyElsewhere);
     }
     judgement
+}
+
+/// A Primary whose clients are served from the other side's copy needs it more than its own: that one is
+/// brought up to date, or stays out of use. It is never a source.
+fn by_reliance(me: &Side, peer: &Side, ctx: &Context, judgement: Judgement) -> Judgement {
+    let must = match (me.relies != 0, peer.relies != 0) {
+        (true, false) => Direction::Target,
+        (false, true) => Direction::Source,
+        (true, true) => Direction::Later,
+        (false, false) => return judgement,
+    };
+    if ctx.group || judgement.direction == must {
+        return judgement;
+    }
+    Judgement::nothing(Rule::Diskless)
 }
 
 /// First step: the rows of the table, first hit wins.
@@ -503,6 +537,10 @@ fn by_roles(me: &Side, peer: &Side, ctx: &Context, judgement: Judgement) -> Judg
     let was_source = judgement
         .overruled
         .is_some_and(|(_, d)| d == judgement.direction.mirrored());
+    // Its clients are served from the other side, and see nothing of it.
+    if target.relies != 0 && !ctx.group {
+        return judgement;
+    }
     if target.is_inconsistent() && (!was_source || same(me.current, peer.current)) {
         return judgement;
     }

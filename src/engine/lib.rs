@@ -59,13 +59,17 @@ mod connection;
 mod doubt;
 mod group;
 mod peer;
+mod remote;
+mod remote_io;
 mod resync;
+mod serving;
 mod verify;
 mod verify_order;
 
 // States and orders.
 mod attach;
 mod change;
+mod detach;
 mod orders;
 mod picture;
 mod resize;

@@ -30,7 +30,7 @@ use alloc::vec::Vec;
 /// A write that waits for its extents.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cold {
-    key: RequestKey,
+    pub(crate) key: RequestKey,
     /// It holds them; the transaction that names them is not on the disk yet.
     reserved: bool,
 }
@@ -193,7 +193,7 @@ impl Resource {
     /// nothing: its bits are set until it is stable.)
     pub(crate) fn release_entry(&mut self, entry: &Entry) {
         let early = crate::sabotage::is(Mistake::ReleaseExtentAtAck);
-        if entry.resync || early && entry.acked {
+        if entry.resync || entry.remote || early && entry.acked {
             return;
         }
         if let Some(v) = self.volume_index(entry.volume) {
@@ -215,7 +215,8 @@ impl Resource {
         if volume.activity.capacity() == 0 {
             return;
         }
-        if !volume.is_up_to_date() || self.stopping.is_some() {
+        let ends = !volume.is_up_to_date() || self.stopping.is_some();
+        if ends && volume.remote.is_none() {
             self.fail_cold(v);
         }
         if volume_failed(self, v) {
@@ -397,5 +398,8 @@ impl Resource {
 
 /// What was under way when the disk failed means nothing any more.
 fn volume_failed(resource: &Resource, v: usize) -> bool {
-    resource.volumes[v].disk == DiskState::Failed
+    matches!(
+        resource.volumes[v].disk,
+        DiskState::Failed | DiskState::Diskless
+    )
 }

@@ -62,6 +62,7 @@ impl Resource {
             Command::VerifyStop { peer } => self.order_verify_stop(id, peer),
             Command::Resize { size, force } => self.order_resize(id, size, force),
             Command::NewCurrentUuid { clear_bitmap } => self.order_new_uuid(id, clear_bitmap),
+            Command::Detach { force } => self.order_detach(id, force),
             Command::SuspendIo => self.order_suspend(id),
             Command::ResumeIo => self.order_resume(id),
             Command::SetOptions(options) => {
@@ -103,7 +104,11 @@ impl Resource {
             Ok(chosen) => chosen,
             Err(refusal) => return self.done(id, Err(refusal)),
         };
-        if let Some(v) = self.volumes.iter().find(|v| !v.has_disk()) {
+        if let Some(v) = self
+            .volumes
+            .iter()
+            .find(|v| v.disk == DiskState::Attaching || v.local.is_none())
+        {
             let text = format!("{} has no usable disk: {}", v.id, v.disk_reason);
             let refusal = refuse(RefusalKind::NoDisk, text, "mend the disk first");
             return self.done(id, refusal);
@@ -305,6 +310,7 @@ impl Resource {
             left: 0,
         });
         self.fail_suspended("the resource goes down");
+        self.thaw();
         while let Some(key) = self.logged.pop_front().or_else(|| self.gated.pop_front()) {
             self.fail_unstarted(key);
         }

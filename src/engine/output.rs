@@ -164,6 +164,19 @@ pub enum Output {
         /// Success or error.
         result: Result<(), ReplyError>,
     },
+    /// Answer a read with what is in this buffer, which is given away: the buffer that came with the
+    /// request is not needed (and may still be in the hands of a disk that failed).
+    ReplyWith {
+        /// The request's tag.
+        tag: ReqTag,
+        /// As many bytes as were asked for.
+        buf: BufId,
+    },
+    /// The disk of a volume is out of use, and nothing on it is in flight: close it.
+    CloseDisk {
+        /// Volume.
+        volume: VolumeId,
+    },
     /// The engine is done with this buffer.
     ReleaseBuf(BufId),
     /// Close the sockets of a peer once what was queued on them is sent (at most a second is given

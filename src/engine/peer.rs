@@ -136,6 +136,8 @@ pub(crate) struct PeerVolume {
     pub(crate) fed: bool,
     /// A resync is due, and waits for another one to end.
     pub(crate) later: bool,
+    /// The peer is Primary, and its clients are served from this node's copy ([`crate::serving`]).
+    pub(crate) serves: bool,
     /// A new generation was sent; the peer has not confirmed it.
     pub(crate) ack_due: Option<Instant>,
     /// Who is in step, as the peer was told last.
@@ -190,6 +192,10 @@ pub(crate) struct Peer {
     pub(crate) settled_told: u64,
     /// Ranges the peer asked to have the digests of.
     pub(crate) asked_ranges: usize,
+    /// Reads of this node's copy for clients of the peer.
+    pub(crate) reads_served: usize,
+    /// The link that is about to go is replaced at once: the generations are compared anew.
+    pub(crate) renegotiates: bool,
 }
 
 impl Peer {
@@ -219,6 +225,7 @@ impl Peer {
                     lacks_current: false,
                     fed: false,
                     later: false,
+                    serves: false,
                     ack_due: None,
                     told: None,
                     to_tell: None,
@@ -237,6 +244,8 @@ impl Peer {
             settled: 0,
             settled_told: 0,
             asked_ranges: 0,
+            reads_served: 0,
+            renegotiates: false,
         }
     }
 

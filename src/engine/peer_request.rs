@@ -67,6 +67,7 @@ impl Resource {
         if let Some(v) = self.volume_index(volume) {
             self.note_peer_write(peer, v, header.offset, header.size, resync);
             if !resync {
+                self.mark_served(peer, v, header.offset, header.size);
                 self.volumes[v].lineage = 0;
             }
         }
@@ -102,7 +103,9 @@ impl Resource {
         };
         let state = self.peers[peer].volumes[volume].replication;
         let resync = matches!(header.kind, Kind::ResyncData | Kind::ResyncZeroes);
+        let serves = self.peers[peer].volumes[volume].serves && !resync;
         let allowed = match state {
+            ReplState::WFBitMapS | ReplState::SyncSource => serves,
             ReplState::SyncTarget | ReplState::PausedSyncT => true,
             ReplState::Established | ReplState::VerifyS | ReplState::VerifyT => !resync,
             _ => false,
@@ -113,7 +116,8 @@ impl Resource {
                 header.kind
             ));
         }
-        if self.role == crate::event::Role::Primary {
+        let mended = resync && self.volumes[volume].remote.is_some();
+        if self.role == crate::event::Role::Primary && !mended {
             return Err(format!(
                 "a {:?} frame although this node is Primary",
                 header.kind
@@ -163,8 +167,15 @@ impl Resource {
         if r.header.kind == Kind::VerifyAsk {
             return self.read_asked(key);
         }
-        if self.volumes[r.volume].disk == DiskState::Failed {
+        if matches!(
+            self.volumes[r.volume].disk,
+            DiskState::Failed | DiskState::Diskless
+        ) {
             return self.doomed.push_back(key);
+        }
+        if !r.is_resync() {
+            let (peer, volume, h) = (r.peer, r.volume, r.header);
+            self.mark_served(peer, volume, h.offset, h.size);
         }
         let op = self.new_op(Op::PeerWrite(key));
         let Some(r) = self.peer_requests.get_mut(key) else {
@@ -259,7 +270,8 @@ impl Resource {
         if r.header.flags & flags::FUA != 0 || self.volumes[r.volume].no_volatile_cache {
             ack.flags |= flags::STABLE;
         }
-        if r.is_resync() || self.cfg.options.protocol == Protocol::C {
+        let asked = r.header.flags & flags::ACK != 0;
+        if r.is_resync() || asked || self.cfg.options.protocol == Protocol::C {
             self.send(r.peer, Channel::Control, ack, SendBody::None);
         }
     }

@@ -10,6 +10,7 @@ use crate::ids::{BufId, ReqTag};
 use crate::input::{ClientRequest, RequestKind};
 use crate::output::{Channel, Output, ReplyError, SendBody, ZeroMode};
 use crate::overlap::{Acquired, LockId, Mode};
+use crate::remote::Access;
 use crate::resource::{Op, Resource};
 use crate::slots::Key;
 use crate::time::Instant;
@@ -51,6 +52,8 @@ pub(crate) struct Request {
     /// Bit per node: peers whose word the answer waits for.
     pub(crate) awaiting: u16,
     pub(crate) started_at: Instant,
+    /// Place in order of arrival.
+    pub(crate) order: u64,
 }
 
 /// Linux errno values the engine answers with.
@@ -74,8 +77,12 @@ impl Resource {
         if self.suspended.any() {
             return self.freeze(request);
         }
+        let access = self.access(volume);
+        if access == Access::Later {
+            return self.freeze(request);
+        }
         let v = &self.volumes[volume];
-        if !v.is_up_to_date() {
+        if access == Access::None {
             let text = "the local disk holds no current data (see `twinblk status`)";
             return self.refuse(&request, refuse(errno::EIO, text));
         }
@@ -91,37 +98,43 @@ impl Resource {
             return self.refuse(&request, refuse(errno::EINVAL, text));
         }
         let log = &self.volumes[volume].activity;
-        let whole = matches!(
-            request.kind,
-            RequestKind::Read | RequestKind::Flush | RequestKind::Write
-        );
-        let first = if whole {
-            request.len
-        } else {
-            log.part(request.offset, request.len)
-        };
-        if request.kind == RequestKind::Write && !log.can_hold(request.offset, request.len) {
+        let local = access == Access::Local;
+        if local && request.kind == RequestKind::Write && !log.can_hold(request.offset, request.len)
+        {
             let text = "the write touches more extents than the activity log has (al-extents)";
             return self.refuse(&request, refuse(errno::EINVAL, text));
         }
+        self.next_order += 1;
         let key = self.requests.insert(Request {
             tag: request.tag,
             volume,
             kind: request.kind,
             offset: request.offset,
-            len: first,
+            len: request.len,
             fua: request.fua,
             buf: request.buf,
             lock: None,
             holds: false,
-            rest: request.len - first,
+            rest: 0,
             local: LocalPart::NotStarted,
             awaiting: 0,
             started_at: self.now,
+            order: self.next_order,
         });
         match request.kind {
-            RequestKind::Read => self.start_read(key),
-            RequestKind::Flush => self.start_flush(key),
+            RequestKind::Read => match access {
+                Access::Remote(p)
+                    if !crate::sabotage::is(crate::sabotage::Mistake::ReadStaleCopy) =>
+                {
+                    self.read_remotely(key, p);
+                }
+                _ => self.start_read(key),
+            },
+            RequestKind::Flush => match access {
+                Access::Remote(p) => self.flush_remotely(key, p),
+                _ => self.start_flush(key),
+            },
+            _ if !local => self.gated.push_back(key),
             RequestKind::Write | RequestKind::Trim | RequestKind::WriteZeroes { .. } => {
                 match self.volumes[volume].lock.acquire(
                     request.offset,
@@ -135,6 +148,44 @@ impl Resource {
                     }
                     Acquired::Waiting(lock) => self.set_request_lock(key, lock),
                 }
+            }
+        }
+    }
+
+    /// Cuts off what one request may hold of the activity log.
+    pub(crate) fn prepare_local(&mut self, key: RequestKey) {
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
+        let (v, kind) = (r.volume, r.kind);
+        let log = &self.volumes[v].activity;
+        if kind != RequestKind::Write && !r.holds {
+            let all = r.len + r.rest;
+            r.len = log.part(r.offset, all);
+            r.rest = all - r.len;
+        }
+    }
+
+    /// Writes that were begun on another copy and wait at the gate hold no range. They take it again, in
+    /// order of arrival, before any that comes later.
+    pub(crate) fn lock_again(&mut self, v: usize) {
+        for key in core::mem::take(&mut self.gated) {
+            let Some(r) = self.requests.get(key) else {
+                continue;
+            };
+            let granted = r.volume != v || r.lock.is_some() || {
+                let (offset, len) = (r.offset, r.len + r.rest);
+                let owner = LockOwner::Client(key);
+                let lock = &mut self.volumes[v].lock;
+                let (granted, lock) = match lock.acquire(offset, len, Mode::Exclusive, owner) {
+                    Acquired::Granted(lock) => (true, lock),
+                    Acquired::Waiting(lock) => (false, lock),
+                };
+                self.set_request_lock(key, lock);
+                granted
+            };
+            if granted {
+                self.gated.push_back(key);
             }
         }
     }
@@ -240,6 +291,8 @@ impl Resource {
                 acked: false,
                 tag,
                 stable: false,
+                remote: false,
+                overtaken: false,
             });
             if self.is_group() {
                 self.peers[p].settling.push_back(tag);

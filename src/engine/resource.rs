@@ -16,6 +16,7 @@ use crate::request::{Request, RequestKey};
 use crate::resync::{Chunk, ChunkKey};
 use crate::rng::Rng;
 use crate::role::RoleChange;
+use crate::serving::ServedRead;
 use crate::slots::{Key, Slots};
 use crate::suspend::Suspended;
 use crate::time::Instant;
@@ -39,6 +40,10 @@ pub(crate) enum Op {
     /// Digests of a range this side compares, and of one the peer asked for.
     VerifyRead(RangeKey),
     PeerDigest(PeerRequestKey),
+    /// A read for a client of a peer.
+    ServedRead(ServedRead),
+    /// What a request no longer waits for: its disk (of the volume by index) is out of use.
+    Lingering(usize),
     /// Flush of a volume's data when it is attached (by index).
     AttachFlush(usize),
     DemoteFlush,
@@ -104,6 +109,8 @@ pub struct Resource {
     /// `disconnect` orders to answer when the links are gone.
     pub(crate) leaving: Vec<CommandId>,
     pub(crate) next_tid: u64,
+    /// Place of the last request in order of arrival.
+    pub(crate) next_order: u64,
     /// Tag of the last write started.
     pub(crate) next_tag: u64,
     pub(crate) out: Vec<Output>,
@@ -147,6 +154,7 @@ impl Resource {
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
             next_tid: 0,
+            next_order: 0,
             next_tag: 0,
             out: Vec::new(),
             granted: Vec::new(),
@@ -205,6 +213,7 @@ impl Resource {
             Input::Command { id, command } => self.command(id, command),
             Input::HandlerDone { id, result } => self.handler_done(id, &result),
             Input::Tick => {
+                self.remote_tick();
                 for p in 0..self.peers.len() {
                     self.link_tick(p);
                     self.orders_tick(p);
@@ -262,6 +271,9 @@ impl Resource {
         self.run_waiting_commands();
         self.finish_leaving();
         self.stop_progress();
+        self.ask_to_serve();
+        self.hold_writes();
+        self.close_disks();
         self.run_commits();
     }
 
@@ -277,8 +289,10 @@ impl Resource {
             Some(Op::AttachFlush(v)) => self.attach_flushed(v, done.result),
             Some(Op::DemoteFlush) => self.demote_flushed(done.result),
             Some(Op::LogFlush(v)) => self.log_flush_done(v, done.result),
+            Some(Op::ServedRead(read)) => self.served_read_done(read, done.result, done.buf),
             Some(
                 Op::VerifyRead(_)
+                | Op::Lingering(_)
                 | Op::PeerDigest(_)
                 | Op::MetaPage(_)
                 | Op::MetaFlush(_)
@@ -357,6 +371,22 @@ impl Resource {
             Message::ResizeReady { tid, volume, size } => {
                 self.resize_ready_received(p, tid, volume, size);
             }
+            Message::Serve {
+                volume: n,
+                previous,
+                current,
+            } => match volume(self, n) {
+                Some(v) => self.serve_received(p, v, previous, current),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::Serving { volume: n, current } => match volume(self, n) {
+                Some(v) => self.serving_received(p, v, current),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
+            Message::WritesHeld { volume: n } => match volume(self, n) {
+                Some(v) => self.writes_held_received(p, v),
+                None => self.protocol_error(p, "unknown volume".to_string()),
+            },
             Message::ResyncPause { .. } => {
                 let text = "a message of a feature that was not negotiated".to_string();
                 self.protocol_error(p, text);
@@ -376,6 +406,7 @@ impl Resource {
                 ]
             })
             .flatten()
+            .chain(self.remote_deadline())
             .min()
     }
 
@@ -420,6 +451,28 @@ impl Resource {
         OpId(self.ops.insert(op).raw())
     }
 
+    /// A client's write no longer needs its range, which it may still be waiting for. Those of other
+    /// writes of clients that wait for it are given back as well by the caller.
+    pub(crate) fn give_back_lock(&mut self, key: RequestKey) {
+        let Some(r) = self.requests.get_mut(key) else {
+            return;
+        };
+        let (v, Some(lock)) = (r.volume, r.lock.take()) else {
+            return;
+        };
+        let mut granted = core::mem::take(&mut self.granted);
+        self.volumes[v].lock.cancel(lock, &mut granted);
+        for (lock, owner) in granted.drain(..) {
+            match owner {
+                LockOwner::Client(_) => {}
+                LockOwner::Peer(key) => self.start_peer_write(key, lock),
+                LockOwner::Resync(key) => self.read_chunk(key, lock),
+                LockOwner::Verify(key) => self.read_range(key, lock),
+            }
+        }
+        self.granted = granted;
+    }
+
     /// Releases a range and starts what waited for it.
     pub(crate) fn release_lock(&mut self, v: usize, lock: LockId) {
         let mut granted = core::mem::take(&mut self.granted);
@@ -461,6 +514,11 @@ impl Resource {
     fn state_received(&mut self, p: usize, role: Role, disks: &[(u16, DiskState)]) {
         let led = self.peers[p].leads();
         self.set_peer_role(p, role, "told by the peer");
+        if role == Role::Secondary {
+            for v in 0..self.volumes.len() {
+                self.serve_no_more(p, v);
+            }
+        }
         let whole = disks.iter().all(|&(_, d)| d == DiskState::UpToDate);
         match (led, role) {
             (false, Role::Primary) if whole => self.leader_appeared(p),
@@ -485,15 +543,35 @@ impl Resource {
     }
 
     fn peer_disk_told(&mut self, p: usize, v: usize, disk: DiskState) {
-        let lost = |disk| matches!(disk, DiskState::Failed | DiskState::Diskless);
+        let lost = |disk| {
+            matches!(
+                disk,
+                DiskState::Failed | DiskState::Diskless | DiskState::Detaching
+            )
+        };
         let had = !lost(self.peers[p].volumes[v].disk);
         self.set_peer_disk(p, v, disk, "told by the peer");
+        // A Primary whose clients go on with this copy.
+        let goes_on = lost(disk)
+            && !self.is_group()
+            && self.peers[p].role == Role::Primary
+            && self.role == Role::Secondary
+            && self.volumes[v].is_up_to_date()
+            && self.peers[p].volumes[v].mirrors();
+        if goes_on {
+            let verify = self.peers[p].volumes[v].replication != ReplState::Established;
+            if verify {
+                self.drop_verify(p, v, "the Primary's disk is out of use");
+                self.set_replication(p, v, ReplState::Established, "the verify ended");
+            }
+            return;
+        }
         // A peer that had no disk when the two met has none to lose: the connection stays.
         if had && lost(disk) {
             // Unconfirmed writes may be lost with it: treat it as gone, marks and generation
             // included. It comes back through a new handshake.
             let text = "the peer lost its disk".to_string();
-            return self.close_link(p, crate::event::ConnState::TearDown, text);
+            return self.renegotiate_peer(p, &text);
         }
         // Its data were declared worthless, and whoever ordered it does not wait any more: only a
         // new handshake starts the resync.

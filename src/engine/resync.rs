@@ -42,6 +42,8 @@ pub(crate) struct Chunk {
     pub(crate) offset: u64,
     pub(crate) len: u64,
     pub(crate) lock: Option<LockId>,
+    /// A write came over it: it is sent again.
+    pub(crate) overtaken: bool,
 }
 
 /// A running resync of one volume, on either side.
@@ -57,6 +59,8 @@ pub(crate) struct Resync {
     finish_sent: bool,
     /// The current one of them.
     told: u64,
+    /// The target, a Primary, sends no writes until the end (source).
+    pub(crate) writes_held: bool,
     /// It was adopted in memory; the disk has yet to say so (target).
     is_adopting: bool,
     /// Adoption is on its way to the disk (target).
@@ -69,6 +73,11 @@ pub(crate) struct Resync {
 }
 
 impl Resync {
+    /// The target sends no more writes (source).
+    pub(crate) fn hold_writes(&mut self) {
+        self.writes_held = true;
+    }
+
     /// The target has the source's generations, and its disk may not have them yet.
     pub(crate) fn is_adopting(&self) -> bool {
         self.is_adopting
@@ -91,6 +100,7 @@ impl Resource {
             unstable: 0,
             finish_sent: false,
             told: 0,
+            writes_held: false,
             is_adopting: false,
             adopting: None,
             total,
@@ -164,7 +174,11 @@ impl Resource {
             }
             return true;
         }
-        self.finish_source(p, v);
+        let pv = &self.peers[p].volumes[v];
+        let held = pv.resync.as_ref().is_some_and(|r| r.writes_held);
+        if !pv.serves || held {
+            self.finish_source(p, v);
+        }
         false
     }
 
@@ -177,6 +191,7 @@ impl Resource {
             offset,
             len,
             lock: None,
+            overtaken: false,
         };
         let key = self.chunks.insert(chunk);
         let owner = LockOwner::Resync(key);
@@ -258,6 +273,8 @@ impl Resource {
             acked: false,
             tag: self.next_tag + 1,
             stable: false,
+            remote: false,
+            overtaken: chunk.overtaken,
         });
         let (kind, body) = match buf {
             Some(buf) if !zero => {
@@ -301,7 +318,9 @@ impl Resource {
         let Some(v) = self.volume_index(entry.volume) else {
             return;
         };
-        if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
+        if !entry.overtaken
+            && let Some(bitmap) = self.volumes[v].bitmap_mut(node)
+        {
             bitmap.clear_bytes(entry.offset, entry.len);
         }
         if let Some(resync) = &mut self.peers[p].volumes[v].resync {
@@ -410,6 +429,7 @@ impl Resource {
                     self.others_in_step(p, v, in_step);
                 }
             }
+            self.begin_local_reign(v);
             self.commit(v, true, Some(Waiter::ResyncAdopted(node, link)));
         }
     }
@@ -440,6 +460,7 @@ impl Resource {
         let worth = self.worth_of_source(p, v);
         self.set_disk(v, worth, reason.clone());
         self.set_replication(p, v, ReplState::Established, &reason);
+        self.serve_locally(v);
         let message = Message::ResyncFinishedAck {
             volume: self.volumes[v].id.0,
             current: self.volumes[v].generations.current,
@@ -466,6 +487,7 @@ impl Resource {
         self.incident(Severity::Info, reason.clone());
         self.set_peer_disk(p, v, DiskState::UpToDate, &reason);
         self.set_replication(p, v, ReplState::Established, &reason);
+        self.serve_no_more(p, v);
         self.reconciled(p, v);
         self.commit(v, true, None);
     }

@@ -12,6 +12,7 @@ use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
 use crate::peer::AskedWhat;
 use crate::resource::{Op, Resource};
+use crate::suspend::Reason;
 use crate::volume::Waiter;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -51,6 +52,21 @@ fn refuse(kind: RefusalKind, reason: impl Into<String>, way_out: impl Into<Strin
 impl Resource {
     /// `primary [--force]`.
     pub(crate) fn promote(&mut self, id: CommandId, force: bool) {
+        if self.role == Role::Primary && !self.has_access() {
+            let name = &self.cfg.name;
+            let refusal = refuse(
+                RefusalKind::NoUpToDateData,
+                format!(
+                    "{} is Primary, and has no current copy within reach",
+                    self.cfg.me.name
+                ),
+                format!(
+                    "connect the peer that has it; or give it up: stop what uses the device, run \
+                     `twinblk secondary {name}`, then `twinblk primary --force {name}`"
+                ),
+            );
+            return self.done(id, Err(refusal));
+        }
         if self.role == Role::Primary {
             return self.done(id, Ok(format!("{} is already Primary", self.cfg.me.name)));
         }
@@ -105,15 +121,21 @@ impl Resource {
                     "try again when `twinblk status` shows its disk",
                 ));
             }
-            if !volume.has_disk() {
+            if !volume.has_disk() && self.server(v).is_none() {
                 return Err(refuse(
                     RefusalKind::NoDisk,
                     format!(
                         "{} has no usable disk here: {}",
                         volume.id, volume.disk_reason
                     ),
-                    format!("mend the disk, then `twinblk down {name}` and `twinblk up {name}`"),
+                    format!(
+                        "mend the disk and run `twinblk attach {name}`, or connect a peer that has \
+                         current data"
+                    ),
                 ));
+            }
+            if !volume.has_disk() {
+                continue;
             }
             if volume.disk == DiskState::UpToDate {
                 self.not_about_to_be_overwritten(v)?;
@@ -199,6 +221,11 @@ impl Resource {
             change.step = Step::Promoting { left, force };
         }
         for v in 0..left {
+            if !self.volumes[v].has_disk() {
+                // Its clients are served from the peer's copy.
+                self.volumes[v].remote = Some(crate::remote::Remote::default());
+                continue;
+            }
             if self.volumes[v].disk != DiskState::UpToDate {
                 let fresh = self.rng.uuid();
                 let peers = self.peers.iter().map(|p| p.node);
@@ -233,7 +260,7 @@ impl Resource {
         let force = *force;
         let mut renegotiate = false;
         for v in 0..self.volumes.len() {
-            if self.volumes[v].disk != DiskState::UpToDate {
+            if self.volumes[v].disk != DiskState::UpToDate && self.volumes[v].remote.is_none() {
                 renegotiate = true;
                 let reason = "declared current by `primary --force`".to_string();
                 self.set_disk(v, DiskState::UpToDate, reason);
@@ -265,6 +292,10 @@ impl Resource {
                 self.done(id, Err(refusal));
             }
             return;
+        }
+        if self.suspended.only(Reason::NoData) {
+            // Nobody is left who could wait for a copy.
+            self.fail_suspended("this node is demoted");
         }
         if self.suspended.any() {
             if let Some(id) = id {
@@ -304,8 +335,11 @@ impl Resource {
     pub(crate) fn demotion_progress(&mut self) {
         match self.role_change.as_ref().map(|c| c.step) {
             Some(Step::Draining) if self.started == 0 && self.requests.len() == 0 => {
-                let left = self.volumes.len();
-                for v in 0..left {
+                let flushed: Vec<usize> = (0..self.volumes.len())
+                    .filter(|&v| self.volumes[v].has_disk())
+                    .collect();
+                let left = flushed.len();
+                for v in flushed {
                     let op = self.new_op(Op::DemoteFlush);
                     self.out.push(Output::DiskFlush {
                         op,
@@ -373,6 +407,7 @@ impl Resource {
             return;
         }
         self.set_role(Role::Secondary, "demoted");
+        self.end_remote();
         let text = format!("{} is Secondary now", self.cfg.me.name);
         self.end_role_change(Ok(text));
         self.tell_state();

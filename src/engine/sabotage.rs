@@ -64,11 +64,19 @@ pub enum Mistake {
     TwoSources,
     /// A resync's bits fall when the target has written a block, not when it is stable there.
     BitsBeforeStable,
+    /// A Primary without a disk relies on a generation that the peer has not confirmed.
+    ServeUnconfirmed,
+    /// A Primary without a disk is served from a copy of another generation.
+    ServeOtherGeneration,
+    /// A Primary whose copy is being brought up to date reads from it.
+    ReadStaleCopy,
+    /// A block of a resync that a write of the target has overtaken is not sent again.
+    ForgetOvertaken,
 }
 
 impl Mistake {
     /// Those that two nodes notice.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -90,6 +98,10 @@ impl Mistake {
         Self::ForgetExtentUnflushed,
         Self::ReleaseExtentAtAck,
         Self::BitsBeforeStable,
+        Self::ServeUnconfirmed,
+        Self::ServeOtherGeneration,
+        Self::ReadStaleCopy,
+        Self::ForgetOvertaken,
     ];
 
     /// Those that only three and more nodes can notice.

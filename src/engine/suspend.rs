@@ -50,6 +50,11 @@ impl Suspended {
         self.0 & (1 << reason as u8) != 0
     }
 
+    /// Whether this reason holds and no other.
+    pub fn only(self, reason: Reason) -> bool {
+        self.0 == 1 << reason as u8
+    }
+
     /// Whether any does.
     pub fn any(self) -> bool {
         self.0 != 0

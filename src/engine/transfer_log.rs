@@ -29,6 +29,11 @@ pub(crate) struct Entry {
     pub(crate) tag: u64,
     /// Stable by itself (FUA, or no volatile cache): not marked out of sync on disconnect.
     pub(crate) stable: bool,
+    /// The own disk has no part in it: the peer's copy is the one that serves ([`crate::remote`]). It
+    /// holds nothing in the activity log.
+    pub(crate) remote: bool,
+    /// A resync block over which a write came before it was stable: it is sent again.
+    pub(crate) overtaken: bool,
 }
 
 /// The peer broke the rules of acks.
@@ -140,6 +145,11 @@ impl TransferLog {
         entries.into_iter()
     }
 
+    /// All entries of a volume, to be changed.
+    pub(crate) fn of_volume(&mut self, volume: VolumeId) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().filter(move |e| e.volume == volume)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -190,6 +200,8 @@ mod tests {
             acked: false,
             tag: 0,
             stable: false,
+            remote: false,
+            overtaken: false,
         }
     }
 

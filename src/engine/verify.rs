@@ -63,6 +63,13 @@ pub(crate) struct Range {
     theirs: Option<Box<[u8]>>,
 }
 
+impl Range {
+    /// Index of its volume.
+    pub(crate) fn volume(&self) -> usize {
+        self.volume
+    }
+}
+
 /// A running verify of one volume, on either side.
 #[derive(Debug)]
 pub(crate) struct Verify {

@@ -69,6 +69,12 @@ pub(crate) enum Waiter {
     Resized(CommandId, NodeId, u64, u64, u64),
     /// A size is on the disk; the peer, if any, is talked to anew (link).
     SizeTaken(NodeId, u64),
+    /// The generation a diskless Primary wants this copy to go on as is on the disk (link).
+    Serves(NodeId, u64),
+    /// What a disk that is being detached knows is on it.
+    Detached,
+    /// A disk that was attached under a Primary says so: it serves again.
+    ServesAgain,
     /// A change of our own is on the disk: finish the command and talk to the peers anew.
     Renegotiate(CommandId, &'static str),
 }
@@ -119,6 +125,14 @@ pub(crate) struct Volume {
     /// The generation of the disk when it was attached, as long as no other node's writes have come
     /// over it since; then 0.
     pub(crate) lineage: u64,
+    /// This node is Primary, and its clients are served from a peer's copy.
+    pub(crate) remote: Option<crate::remote::Remote>,
+    /// An order to detach the disk that has not ended.
+    pub(crate) detaching: Option<CommandId>,
+    /// Its last commit was asked for.
+    pub(crate) detach_written: bool,
+    /// The disk was attached while the resource was in use.
+    pub(crate) anew: bool,
 }
 
 impl Volume {
@@ -146,6 +160,10 @@ impl Volume {
             cold: VecDeque::new(),
             marked_after_crash: 0,
             lineage: 0,
+            remote: None,
+            detaching: None,
+            detach_written: false,
+            anew: false,
         }
     }
 
@@ -170,7 +188,7 @@ impl Volume {
 
     /// Nothing is on its way into the activity log, or ever will be.
     pub(crate) fn log_is_idle(&self) -> bool {
-        self.disk == DiskState::Failed
+        !self.has_disk()
             || self.cold.is_empty() && self.activity.is_idle() && self.log_writer.is_idle()
     }
 

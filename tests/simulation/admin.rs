@@ -15,6 +15,7 @@ use twinblk_engine::input::Input;
 #[derive(Debug)]
 pub struct Admin {
     pub(crate) rng: Rng,
+    pub(crate) rng_of_disks: Rng,
     next: u64,
     /// Orders not answered yet: node, when, what.
     open: BTreeMap<u64, (usize, u64, Command)>,
@@ -37,6 +38,7 @@ impl Admin {
     pub fn new(plan: &Plan) -> Self {
         Self {
             rng: Rng::stream(plan.seed, 7),
+            rng_of_disks: Rng::stream(plan.seed, 12),
             next: 0,
             open: BTreeMap::new(),
             stops: vec![false; plan.nodes],
@@ -189,6 +191,9 @@ impl World {
         }
         let delay = self.admin.rng.between(10 * MS, self.plan.order_every);
         self.after(delay, Due::Order);
+        if self.detach_or_attach() {
+            return;
+        }
         let n = self.admin.rng.index(self.plan.nodes);
         let dice = self.admin.rng.below(100);
         let force = self.plan.careless && self.admin.rng.per_mille(300);
@@ -275,6 +280,8 @@ fn word(command: &Command) -> &'static str {
         Command::VerifyStop { .. } => "verify --stop",
         Command::Resize { .. } => "resize",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
+        Command::Detach { force: false } => "detach",
+        Command::Detach { force: true } => "detach --force",
         Command::SuspendIo => "suspend-io",
         Command::ResumeIo => "resume-io",
         Command::SetOptions(_) => "adjust",

@@ -106,7 +106,15 @@ impl World {
                 };
                 self.send(n, usize::from(peer.0), channel, &header, content, bytes);
             }
-            Output::Reply { tag, result } => self.replied(n, tag, result),
+            Output::Reply { tag, result } => self.replied(n, tag, result, None),
+            Output::ReplyWith { tag, buf } => self.replied(n, tag, Ok(()), Some(buf.0)),
+            Output::CloseDisk { .. } => {
+                let node = &self.nodes[n];
+                if !node.ops.is_empty() {
+                    let text = format!("node {n} closes a disk with {:?} under way", node.ops);
+                    self.violate("a_disk_in_use_stays_open", text);
+                }
+            }
             Output::ReleaseBuf(BufId(buf)) => {
                 if self.nodes[n].bufs.remove(&buf).is_none() {
                     let text = format!("node {n} releases buffer {buf} twice");
@@ -172,6 +180,11 @@ impl World {
                 trace.mix(tag.0);
                 trace.mix(u64::from(result.is_ok()));
             }
+            Output::ReplyWith { tag, .. } => {
+                trace.mix(tag.0);
+                trace.mix(13);
+            }
+            Output::CloseDisk { .. } => trace.mix(14),
             Output::Event(event) => trace.mix_bytes(event.cause.as_bytes()),
             Output::CommandDone { id, result } => {
                 trace.mix(id.0);

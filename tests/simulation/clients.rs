@@ -30,6 +30,8 @@ pub struct Request {
     write: u32,
     /// What a read may return.
     may: Vec<Vec<Stamp>>,
+    /// What one may return that is served from the other node's copy (of two).
+    may_remote: Vec<Vec<Stamp>>,
     /// First write submitted after it.
     since: u32,
     /// What a flush covers.
@@ -210,12 +212,17 @@ impl World {
             .collect();
         let since = self.oracle.next_write();
         let (mut write, mut buf, mut may, mut covers) = (0, None, Vec::new(), Cover::default());
+        let mut may_remote = Vec::new();
+        let server = self.serves_for(n);
         match kind {
             RequestKind::Read => {
                 may = self.oracle.may_read(n, range.clone());
+                if self.plan.nodes == 2 {
+                    may_remote = self.oracle.may_read(1 - n, range.clone());
+                }
                 buf = Some(self.nodes[n].new_buf(vec![0; range.len()]));
             }
-            RequestKind::Flush => covers = self.oracle.to_cover(n),
+            RequestKind::Flush => covers = self.oracle.to_cover(server),
             RequestKind::Write => {
                 write = self.oracle.submitted(range.clone(), false);
                 let content = range.clone().map(|s| stamp(write, s)).collect();
@@ -247,6 +254,7 @@ impl World {
                 fua,
                 write,
                 may,
+                may_remote,
                 since,
                 covers,
                 peers,
@@ -258,13 +266,36 @@ impl World {
         tag
     }
 
-    pub(crate) fn replied(&mut self, n: usize, tag: ReqTag, result: Result<(), ReplyError>) {
+    /// Whose copy the clients of `n` see: its own, or that of the other of two nodes.
+    pub(crate) fn serves_for(&self, n: usize) -> usize {
+        let node = &self.nodes[n];
+        if self.plan.nodes == 2 && node.disk_state != DiskState::UpToDate {
+            1 - n
+        } else {
+            n
+        }
+    }
+
+    /// A request is answered; a read perhaps with the buffer of an answer from elsewhere.
+    pub(crate) fn replied(
+        &mut self,
+        n: usize,
+        tag: ReqTag,
+        result: Result<(), ReplyError>,
+        other: Option<u32>,
+    ) {
         let Some(r) = self.clients.requests.remove(&tag.0) else {
             let text = format!("node {n} answers request {} which is not open", tag.0);
             return self.violate("a_request_is_answered_once", text);
         };
         let found = match (r.kind, r.buf) {
-            (RequestKind::Read, Some(buf)) => self.nodes[n].bufs.remove(&buf),
+            (RequestKind::Read, Some(buf)) => {
+                let own = self.nodes[n].bufs.remove(&buf);
+                match other {
+                    Some(other) => self.nodes[n].bufs.remove(&other),
+                    None => own,
+                }
+            }
             _ => None,
         };
         self.trace.line(self.now, || {
@@ -295,7 +326,34 @@ impl World {
             .collect();
         let alone = (0..self.plan.nodes).all(|m| m == n || !node.sends_to(m));
         let protocol = self.plan.protocol;
+        let server = self.serves_for(n);
+        if server != n && r.kind != RequestKind::Read {
+            self.trace.count("served without a disk");
+            match r.kind {
+                RequestKind::Flush => self.oracle.flushed(server, r.covers, &[]),
+                _ => self.oracle.completed(
+                    server,
+                    r.write,
+                    &Completion {
+                        stable: true,
+                        alone: true,
+                        ..Completion::default()
+                    },
+                ),
+            }
+            return;
+        }
         match r.kind {
+            RequestKind::Read if other.is_some() => {
+                self.trace.count("served read without a disk");
+                let found = found.unwrap_or_default();
+                // It was read there before it came here: later writes may have ended since.
+                let quiet = false;
+                let verdict =
+                    self.oracle
+                        .read(1 - n, r.range.start, &found, &r.may_remote, r.since, quiet);
+                self.judge("reads_return_what_was_written", verdict);
+            }
             RequestKind::Read => {
                 let found = found.unwrap_or_default();
                 let quiet = !self.clients.writes_on(n, &r.range);

@@ -49,6 +49,9 @@ const STATES: [(&str, &[&str]); 4] = [
             "UpToDate→Inconsistent",
             "UpToDate→Outdated",
             "UpToDate→Failed",
+            "UpToDate→Detaching",
+            "Detaching→Failed",
+            "Failed→Diskless",
         ],
     ),
     (
@@ -133,7 +136,16 @@ const ORDERS: [&str; 12] = [
     "verify",
 ];
 
-const OTHERS: [&str; 18] = [
+const OTHERS: [&str; 27] = [
+    "attach",
+    "order detach done",
+    "order detach refused",
+    "order detach --force done",
+    "a Primary went on without a disk",
+    "served without a disk",
+    "served read without a disk",
+    "a node went down while it served",
+    "suspended no→no-data",
     "a node is lost for ever",
     "one declared current",
     "split brain resolved",

@@ -54,6 +54,7 @@ impl World {
         let others = (0..self.plan.nodes).any(|m| m != n && self.nodes[m].role == Role::Primary);
         self.oracle.lineages_mixed |= others;
         self.oracle.reign_begins();
+        let n = self.serves_for(n);
         let content = self.nodes[n].disk.data().to_vec();
         let verdict = self.oracle.content_fits(n, &content);
         self.judge("a_promoted_copy_is_current", verdict);
@@ -221,6 +222,12 @@ impl World {
             self.trace.count("a Secondary went down while it followed");
             marks.push((0, u64::MAX));
         }
+        // What a peer lacks that was served from here was marked in memory only.
+        let served = |p: &PeerSlot| p.flags.contains(PeerFlags::SERVED);
+        if recovered.superblock.peers.iter().any(served) {
+            self.trace.count("a node went down while it served");
+            marks.push((0, u64::MAX));
+        }
         let flags = recovered.superblock.flags;
         if !flags.contains(MdFlags::PRIMARY_INDICATOR) {
             return marks;
@@ -267,7 +274,8 @@ impl World {
             if node.stopped || !node.ops.is_empty() {
                 continue;
             }
-            if !engine.is_idle() && engine.next_deadline().is_none() {
+            let suspended = engine.status(node.clock(self.now)).suspended_for.any();
+            if !suspended && !engine.is_idle() && engine.next_deadline().is_none() {
                 let text = format!("{} waits for something that will never come", name(n));
                 self.violate("nothing_is_stuck", text);
             }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod attach;
 pub mod campaign;
 mod carry_out;
 mod chaos;

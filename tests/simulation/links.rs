@@ -159,7 +159,9 @@ impl World {
             Err(e) => return self.violate("frames_are_understood", format!("{e:?}")),
         };
         let body = match header.kind {
-            Kind::Write | Kind::ResyncData => Body::Buf(BufId(self.nodes[n].new_buf(content))),
+            Kind::Write | Kind::ResyncData | Kind::ReadData => {
+                Body::Buf(BufId(self.nodes[n].new_buf(content)))
+            }
             Kind::Message => match Message::decode(&bytes) {
                 Ok(message) => Body::Message(message),
                 Err(e) => return self.violate("frames_are_understood", format!("{e:?}")),

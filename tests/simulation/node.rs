@@ -116,6 +116,8 @@ pub struct Node {
     pub peer_disk: Vec<DiskState>,
     /// Disk state as told last.
     pub disk_state: DiskState,
+    /// It was Primary when its disk went out of use, and nobody serves it yet.
+    pub gave_up_disk: bool,
     /// Role as told last.
     pub role: Role,
     /// Clients that hold the export: (client, engine's number).
@@ -205,6 +207,7 @@ impl Node {
             replication: vec![(ReplState::Off, 0); plan.nodes],
             peer_disk: vec![DiskState::DUnknown; plan.nodes],
             disk_state: DiskState::Diskless,
+            gave_up_disk: false,
             role: Role::Secondary,
             holders: Vec::new(),
             log: VecDeque::new(),
@@ -296,6 +299,7 @@ impl Node {
         }
         self.peer_disk.fill(DiskState::DUnknown);
         self.disk_state = DiskState::Diskless;
+        self.gave_up_disk = false;
         self.role = Role::Secondary;
         self.syncing_from = None;
         self.paused_until = 0;
@@ -338,6 +342,7 @@ pub fn options(plan: &Plan) -> Options {
         ko_count: 3,
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
+        on_no_data: plan.diskless.on_no_data,
         ..Options::default()
     };
     if plan.tight {

@@ -27,10 +27,14 @@ impl World {
         let states: Vec<Option<Status>> = (0..self.plan.nodes).map(|n| self.state(n)).collect();
         for (n, state) in states.iter().enumerate() {
             // A disk that failed is mended: down and up.
-            let failed = |s: &Status| s.volumes[0].disk == DiskState::Failed;
+            let failed =
+                |s: &Status| matches!(s.volumes[0].disk, DiskState::Failed | DiskState::Diskless);
             if state.as_ref().is_some_and(failed) && (self.ending || self.admin.rng.per_mille(300))
             {
                 self.nodes[n].faults = crate::node::DiskFaults::default();
+                if self.attaches(n) {
+                    return;
+                }
                 self.order(n, Command::Stop { force: true });
                 return;
             }
@@ -81,7 +85,7 @@ impl World {
                 if peer.reason.starts_with("split brain") {
                     return self.resolve(n, m, states);
                 }
-                if ["two-primaries", "role-conflict"]
+                if ["two-primaries", "role-conflict", "other-generation"]
                     .iter()
                     .any(|r| peer.reason.contains(r))
                 {
@@ -220,6 +224,12 @@ impl World {
             let best = all.iter().rev().max_by_key(|&&(disk, _)| disk);
             self.trace.count("one declared current");
             if let Some(&(_, n)) = best {
+                if self.nodes[n].role == Role::Primary {
+                    // Without a copy that could be served, as the refusal says.
+                    self.clients_leave(n);
+                    self.order(n, Command::Secondary);
+                    return;
+                }
                 self.order(n, Command::Primary { force: true });
             }
         }

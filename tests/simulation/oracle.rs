@@ -261,7 +261,8 @@ impl Oracle {
                             .writes
                             .get(w as usize)
                             .is_some_and(|w| w.range.contains(&s))
-                });
+                })
+                || value == 0 && self.was_zeroed(s, since);
             if !fits {
                 return Err(format!(
                     "node {node} read {} from sector {s}; possible: {}",
@@ -278,6 +279,12 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// Zeroes bear no number: some were written there since.
+    fn was_zeroed(&self, s: usize, since: u32) -> bool {
+        let later = self.writes.get(since as usize..).unwrap_or_default();
+        later.iter().any(|w| w.zero && w.range.contains(&s))
     }
 
     /// A node's process is gone.
@@ -403,6 +410,19 @@ impl Oracle {
         copy.firm = firm;
         copy.expendable = false;
         copy.lost_power = lost_power;
+    }
+
+    /// `from` was Primary, and its clients go on with the copy of `to`: that has, stable, what was completed.
+    pub fn taken_over(&mut self, from: usize, to: usize) {
+        for s in 0..self.in_reign.len() {
+            let write = self.completed[from][s];
+            let covered = &mut self.completed[to][s];
+            *covered = (*covered).max(write);
+            let copy = &mut self.copies[to];
+            narrow(&mut copy.running[s], write);
+            narrow(&mut copy.killed[s], write);
+            narrow(&mut copy.unpowered[s], write);
+        }
     }
 
     /// The newest write of a sector whose content is `value`.

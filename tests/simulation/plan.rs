@@ -2,8 +2,9 @@
 //! disturbances occur how often. Every seed leaves most kinds of disturbance out, so that rare ones
 //! are not hidden behind frequent ones.
 
+use crate::attach::DisklessPlan;
 use crate::rng::Rng;
-use twinblk_engine::config::Protocol;
+use twinblk_engine::config::{OnNoData, Protocol};
 
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
@@ -125,6 +126,8 @@ pub struct Plan {
     pub tight: bool,
     /// A node that ends for ever, and when: the others have to heal and serve without it.
     pub lost: Option<(usize, u64)>,
+    /// Disks that come and go.
+    pub diskless: DisklessPlan,
     /// Disturbances (by number) that are left out: how a failure is reduced.
     pub without: Vec<u64>,
     /// Nothing disturbs after this many disturbances.
@@ -184,6 +187,7 @@ impl Plan {
             al_extents,
             tight: rng.per_mille(400),
             lost: None,
+            diskless: DisklessPlan::new(seed),
             without: Vec::new(),
             most: u64::MAX,
         };
@@ -231,6 +235,10 @@ impl Plan {
             al_extents: 3,
             tight: false,
             lost: None,
+            diskless: DisklessPlan {
+                attach: 0,
+                on_no_data: OnNoData::IoError,
+            },
             without: Vec::new(),
             most: 0,
         }

@@ -42,6 +42,13 @@ impl World {
             What::Disk(_, from, to) => {
                 self.trace.count(&format!("disk {from:?}→{to:?}"));
                 self.nodes[n].disk_state = to;
+                let gone = matches!(to, DiskState::Failed | DiskState::Detaching);
+                if to == DiskState::Diskless {
+                    self.nodes[n].syncing_from = None;
+                }
+                if from == DiskState::UpToDate && gone {
+                    self.nodes[n].gave_up_disk = self.nodes[n].role == Role::Primary;
+                }
                 let source = self.nodes[n].syncing_from;
                 if from == DiskState::Inconsistent
                     && to > DiskState::Inconsistent
@@ -84,7 +91,12 @@ impl World {
                 self.trace
                     .count(&format!("suspended {}→{}", from.words(), to.words()))
             }
-            What::Incident => self.verify_told(n, &event.cause),
+            What::Incident => {
+                if event.cause.contains("are served from the copy of") {
+                    self.copy_is_served(n);
+                }
+                self.verify_told(n, &event.cause);
+            }
         }
     }
 

@@ -56,6 +56,8 @@ fn generations(node: u8) -> Vec<Side> {
                     discard_my_data: false,
                     crashed_secondary: false,
                     busy: false,
+                    relies: 0,
+                    relies_next: 0,
                 });
             }
         }
@@ -84,6 +86,8 @@ fn set_state(side: &mut Side, n: usize) {
     side.busy = spread & 2 != 0;
     let target = side.disk == DiskState::Inconsistent && spread & 12 == 0;
     side.toward = if target { X } else { 0 };
+    let relies = side.role == Role::Primary && spread & 0x70 == 0;
+    side.relies = if relies { X } else { 0 };
 }
 
 fn context(n: usize) -> Context {
@@ -113,6 +117,10 @@ fn check(a: &Side, b: &Side, ctx: &Context) -> Judgement {
         why()
     );
 
+    if !ctx.group && a.relies + b.relies > 0 {
+        check_reliance(a, b, &mine, &why);
+        return mine;
+    }
     let disks = has_disk(a) && has_disk(b);
     let fresh = is_created(a.current) && is_created(b.current);
     let equal = same(a.current, b.current) && !is_created(a.current);
@@ -156,6 +164,21 @@ fn check(a: &Side, b: &Side, ctx: &Context) -> Judgement {
         }
     }
     mine
+}
+
+/// Clients are served from the other side's copy.
+fn check_reliance(a: &Side, b: &Side, judgement: &Judgement, why: &dyn Fn() -> String) {
+    for (side, other, direction) in [
+        (a, b, judgement.direction),
+        (b, a, judgement.direction.mirrored()),
+    ] {
+        if side.relies == 0 || direction == Direction::Refuse {
+            continue;
+        }
+        assert_ne!(direction, Direction::Source, "never a source: {}", why());
+        let has = !has_disk(other) || same(other.current, side.relies);
+        assert!(has, "of another generation: {}", why());
+    }
 }
 
 fn check_resync(
@@ -307,6 +330,7 @@ fn check_refusal(a: &Side, b: &Side, judgement: &Judgement) {
         Rule::JustCreatedBoth => both(&|s| is_created(s.current) && !broken(s)),
         Rule::BothInconsistent => both(&broken),
         Rule::TwoPrimaries => both(&|s| s.role == Role::Primary),
+        Rule::OtherGeneration => a.relies + b.relies > 0,
         Rule::RoleConflict => a.role == Role::Primary || b.role == Role::Primary,
         _ => false,
     };
@@ -442,6 +466,12 @@ fn check_words(mine: &Decision, theirs: &Decision) {
 /// What the administrator does about a refusal, until there is none. No state is a trap.
 fn follow_way_out(mut a: Side, mut b: Side, ctx: &Context) -> (Side, Side) {
     for _ in 0..6 {
+        for side in [&mut a, &mut b] {
+            // Only a Primary's clients rely on anything.
+            if side.role != Role::Primary {
+                side.relies = 0;
+            }
+        }
         let decision = decide(&a, &b, ctx);
         if decision.direction != Direction::Refuse {
             return (a, b);
@@ -487,6 +517,13 @@ fn follow_way_out(mut a: Side, mut b: Side, ctx: &Context) -> (Side, Side) {
                     ..a
                 };
                 b.role = Role::Secondary;
+            }
+            Rule::OtherGeneration => {
+                for side in [&mut a, &mut b] {
+                    if side.relies != 0 {
+                        side.role = Role::Secondary;
+                    }
+                }
             }
             Rule::TwoPrimaries => b.role = Role::Secondary,
             Rule::RoleConflict => {

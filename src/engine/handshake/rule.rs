@@ -43,6 +43,12 @@ rules! {
     Diskless = "diskless", "–",
         "A node has no disk in use: nothing to compare, nothing to synchronise.";
 
+    /// The Primary knows which generation its clients' writes are in. A copy of another one lacks some of
+    /// them, or has what they never saw: to serve it would take back what was confirmed.
+    OtherGeneration = "other-generation", "–",
+        "Clients of one node, the Primary, are served from the other's copy, and that is not of the \
+         generation they rely on: refused.";
+
     /// Neither copy has ever held data, so neither may be called the good one: picking a source by
     /// itself would show garbage as UpToDate. Should both *claim* usable data all the same, the
     /// generations are lost and the connection is refused.

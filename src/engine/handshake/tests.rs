@@ -29,6 +29,8 @@ pub(super) fn side(node: NodeId, current: u64) -> Side {
         discard_my_data: false,
         crashed_secondary: false,
         busy: false,
+        relies: 0,
+        relies_next: 0,
     }
 }
 

@@ -196,6 +196,10 @@ fn refusal(a: &Side, b: &Side, judgement: &Judgement) -> String {
         Rule::JustCreatedBoth => {
             format!("{na} and {nb} claim usable data, yet both are marked as just created")
         }
+        Rule::OtherGeneration => format!(
+            "clients of the Primary among {na} and {nb} are served from the other's copy, which is \
+             not of the generation that has all they were told is done"
+        ),
         Rule::BothInconsistent => format!("neither {na} nor {nb} has a complete copy"),
         Rule::TwoPrimaries => {
             format!("{na} and {nb} are both Primary, which allow-two-primaries does not allow")
@@ -257,6 +261,12 @@ pub(super) fn way_out(me: &Side, peer: &Side, judgement: &Judgement) -> Option<S
         Rule::UnfinishedResync => {
             "connect the node that has that generation; or, if it is lost, give the half copy up: on \
              its node run `twinblk connect --discard-my-data RES`, on the other `twinblk connect RES`"
+                .to_string()
+        }
+        Rule::OtherGeneration => {
+            "connect the node that has that generation; or attach the Primary's own disk, or give up what \
+             clients were told: on the Primary stop what uses the device and run `twinblk secondary \
+             RES`, then on both `twinblk connect RES`"
                 .to_string()
         }
         Rule::BothInconsistent => {

@@ -105,6 +105,8 @@ flags! {
         FOLLOWED = 2,
         /// It may have got more from a lost Primary than this copy.
         UNRECONCILED = 3,
+        /// Its clients are served from this copy, and what it lacks is marked in memory.
+        SERVED = 4,
     }
 }
 

@@ -75,7 +75,10 @@ fn a_primary_whose_disk_fails_loses_nothing_and_can_be_taken_down() {
             let answer = pair.order(0, Command::Secondary);
             assert_eq!(pair.role(0), Role::Secondary, "{answer:?}: {}", pair.dump());
         }
-        failed += u32::from(pair.disk(0) == DiskState::Failed);
+        failed += u32::from(matches!(
+            pair.disk(0),
+            DiskState::Failed | DiskState::Diskless
+        ));
         down_and_up(&mut pair, 0);
         pair.cable = true;
         pair.settle();

@@ -4,6 +4,7 @@
 
 mod disk;
 mod disk_errors;
+mod diskless;
 mod lineage;
 mod pair;
 mod random;

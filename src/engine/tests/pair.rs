@@ -48,6 +48,11 @@ pub(crate) struct Node {
     pub(crate) faults: [Option<Fault>; 3],
     /// The next block that is compared is read wrong, once.
     pub(crate) misreads: bool,
+    /// Reads and writes of the disk do not end, and those that have not.
+    pub(crate) hangs: bool,
+    pub(crate) hung: Vec<Input>,
+    /// How often a disk was closed.
+    pub(crate) closed: usize,
 }
 
 /// Operations that fail: after so many good ones, so many bad ones.
@@ -84,7 +89,7 @@ pub(crate) struct Pair {
     pub(crate) nodes: [Node; 2],
     pub(crate) now: Instant,
     rng: Rng,
-    options: Options,
+    pub(crate) options: Options,
     /// streams[from][channel]
     streams: [[Stream; 2]; 2],
     sent: [u64; 2],
@@ -160,6 +165,9 @@ impl Pair {
                 handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
+                hangs: false,
+                hung: Vec::new(),
+                closed: 0,
             }
         };
         let options = Options {
@@ -227,6 +235,12 @@ impl Pair {
             incarnation,
             seed,
         }));
+        self.attach(n);
+    }
+
+    /// A disk is opened and its metadata are read, also while the resource is in use.
+    pub(crate) fn attach(&mut self, n: usize) {
+        let node = &self.nodes[n];
         let size = node.disk.now.len() as u64;
         let mut reader = Reader(&node.disk.now);
         let recovered = open::open(
@@ -252,6 +266,7 @@ impl Pair {
         self.nodes[n].completions.clear();
         self.nodes[n].bufs.clear();
         self.nodes[n].reads.clear();
+        self.nodes[n].hung.clear();
         self.nodes[n].want = false;
         let mut rng = Rng::new(self.rng.next());
         self.nodes[n].disk.power_cut(&mut rng);
@@ -309,6 +324,7 @@ impl Pair {
             } => {
                 let at = usize::try_from(offset).expect("small");
                 let data = node.disk.now[at..at + len as usize].to_vec();
+                let result = node.outcome(1);
                 let zero = data.iter().all(|&b| b == 0);
                 let given = buf.unwrap_or_else(|| {
                     node.next_buf += 1;
@@ -318,11 +334,15 @@ impl Pair {
                 let new = buf.is_none().then_some(given);
                 let done = DiskDone {
                     op,
-                    result: Ok(()),
+                    result,
                     zero,
                     buf: new,
                 };
-                node.completions.push(Input::Disk(done));
+                if node.hangs {
+                    node.hung.push(Input::Disk(done));
+                } else {
+                    node.completions.push(Input::Disk(done));
+                }
             }
             Output::DiskDigest {
                 op, offset, len, ..
@@ -358,7 +378,11 @@ impl Pair {
                 if result.is_ok() {
                     node.disk.write(offset, &data, fua);
                 }
-                node.completions.push(done(op, result));
+                if node.hangs {
+                    node.hung.push(done(op, result));
+                } else {
+                    node.completions.push(done(op, result));
+                }
             }
             Output::DiskZero {
                 op,
@@ -429,6 +453,13 @@ impl Pair {
                 let old = node.replies.insert(tag.0, result);
                 assert!(old.is_none(), "a request is answered once");
             }
+            Output::ReplyWith { tag, buf } => {
+                let own = node.reads.insert(tag.0, buf.0).expect("it was a read");
+                assert!(node.bufs.remove(&own).is_some(), "it was the driver's");
+                let old = node.replies.insert(tag.0, Ok(()));
+                assert!(old.is_none(), "a request is answered once");
+            }
+            Output::CloseDisk { .. } => node.closed += 1,
             Output::ReleaseBuf(buf) => {
                 assert!(
                     node.bufs.remove(&buf.0).is_some(),
@@ -519,7 +550,7 @@ impl Pair {
             );
         }
         let body = match header.kind {
-            Kind::Write | Kind::ResyncData => {
+            Kind::Write | Kind::ResyncData | Kind::ReadData => {
                 let node = &mut self.nodes[to];
                 node.next_buf += 1;
                 node.bufs.insert(node.next_buf, bytes);

@@ -1,0 +1,84 @@
+//! A Primary whose disk fails, or is detached, under load. Invariants: clients do not notice, before,
+//! during or after the resync of the disk that comes back; both disks end up equal and hold every
+//! confirmed write.
+
+use crate::harness::load::{History, Load, wait_for_writes};
+use crate::harness::nbd::Client;
+use crate::harness::seeds::{Rng, each_seed};
+use crate::harness::stage::{Plan, Stage};
+use serde_json::Value;
+use std::process::Command;
+
+/// From now on writes to files behind this byte fail, as on a disk that breaks; `None`: no more.
+fn break_writes(pid: u32, behind: Option<u64>) {
+    let limit = behind.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+    let status = Command::new("prlimit")
+        .args(["--pid", &pid.to_string(), &format!("--fsize={limit}:")])
+        .status()
+        .expect("prlimit (util-linux) runs");
+    assert!(status.success());
+}
+
+fn disk_is(state: &'static str) -> impl Fn(&Value) -> bool {
+    move |s| s["volumes"][0]["disk"] == state
+}
+
+fn suspended_or_failed(text: &str) -> bool {
+    text.contains("no current copy")
+}
+
+#[test]
+fn the_disk_of_the_primary_fails_under_load() {
+    each_seed(|seed| {
+        let mut rng = Rng(seed);
+        let mut stage = Stage::in_sync(Plan::seeded(seed));
+        let size = stage.nodes[0].data_size();
+        let history = History::new(seed, size);
+        let depth = 1 + rng.below(32) as usize;
+        let load = Load::start(&stage.nodes[0].export, &history, seed, depth);
+        wait_for_writes(&history, 50 + rng.below(200) as usize);
+        break_writes(stage.nodes[0].pid(), Some(1 << 20));
+        stage.nodes[0].wait("its disk is out of use", disk_is("Diskless"));
+        wait_for_writes(&history, 50 + rng.below(100) as usize);
+        let mut client = Client::unix(&stage.nodes[0].export).expect("it serves");
+        client.read(size / 2, 65536).expect("reads from the peer");
+        client.disconnect();
+        break_writes(stage.nodes[0].pid(), None);
+        stage.nodes[0].ok(&["attach", "r0"]);
+        wait_for_writes(&history, 50 + rng.below(100) as usize);
+        stage.wait_in_sync();
+        wait_for_writes(&history, 50);
+        load.finish();
+        stage.wait_in_sync();
+        assert!(!suspended_or_failed(&stage.nodes[0].log_text()));
+        let content = stage.stop_and_compare();
+        history.lock().unwrap().judge_blocks(&content);
+    });
+}
+
+#[test]
+fn disks_are_detached_and_attached_under_load() {
+    each_seed(|seed| {
+        let mut rng = Rng(seed);
+        let mut stage = Stage::in_sync(Plan::seeded(seed));
+        let size = stage.nodes[0].data_size();
+        let history = History::new(seed, size);
+        let load = Load::start(&stage.nodes[0].export, &history, seed, 16);
+        for node in [0, 1, 0] {
+            wait_for_writes(&history, 50 + rng.below(100) as usize);
+            stage.nodes[node].ok(&["detach", "r0"]);
+            stage.nodes[node].wait("it has no disk", disk_is("Diskless"));
+            wait_for_writes(&history, 50 + rng.below(100) as usize);
+            if node == 0 {
+                let text = stage.nodes[1].refused(12, &["detach", "r0"]);
+                assert!(text.contains("twinblk attach r0"), "{text}");
+            }
+            stage.nodes[node].ok(&["attach", "r0"]);
+            stage.wait_in_sync();
+        }
+        load.finish();
+        stage.wait_in_sync();
+        let content = stage.stop_and_compare();
+        history.lock().unwrap().judge_blocks(&content);
+    });
+}
