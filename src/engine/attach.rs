@@ -11,6 +11,7 @@ use crate::metadata::open::Recovered;
 use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
 use crate::resource::{Op, Resource};
+use crate::states;
 use crate::volume::{Local, Waiter};
 use alloc::boxed::Box;
 use alloc::format;
@@ -513,6 +514,10 @@ impl Resource {
         let old = core::mem::replace(&mut volume.disk, state);
         volume.disk_reason.clone_from(&reason);
         if old != state {
+            debug_assert!(
+                states::is_known(states::DISK_CHANGES, &old, &state),
+                "{old:?} to {state:?}: {reason}"
+            );
             volume.disk_since = now;
             let id = volume.id;
             let severity = match state {

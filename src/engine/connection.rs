@@ -6,6 +6,7 @@ use crate::input::Body;
 use crate::output::{Channel, Output, SendBody};
 use crate::peer::{Link, Phase, SyncStart};
 use crate::resource::Resource;
+use crate::states;
 use crate::time::{Duration, Instant};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -484,6 +485,10 @@ impl Resource {
             peer.since = self.now;
         }
         if old != state {
+            debug_assert!(
+                states::is_known(states::CONNECTION_CHANGES, &old, &state),
+                "{old:?} to {state:?}: {reason}"
+            );
             let severity = match state {
                 ConnState::Connected | ConnState::Connecting => Severity::Info,
                 _ => Severity::Warning,

@@ -17,6 +17,7 @@ use crate::resync::{Chunk, ChunkKey};
 use crate::rng::Rng;
 use crate::role::RoleChange;
 use crate::slots::{Key, Slots};
+use crate::states;
 use crate::suspend::Suspended;
 use crate::time::Instant;
 use crate::verify::{Range, RangeKey};
@@ -551,6 +552,10 @@ impl Resource {
         let pv = &mut self.peers[p].volumes[v];
         let old = core::mem::replace(&mut pv.replication, state);
         if old != state {
+            debug_assert!(
+                states::is_known(states::REPLICATION_CHANGES, &old, &state),
+                "{old:?} to {state:?}: {cause}"
+            );
             let (node, id) = (self.peers[p].node, self.volumes[v].id);
             let what = What::Replication(node, id, old, state);
             self.event(what, Severity::Info, cause.to_string());

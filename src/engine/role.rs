@@ -12,6 +12,7 @@ use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
 use crate::peer::AskedWhat;
 use crate::resource::{Op, Resource};
+use crate::states;
 use crate::volume::Waiter;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -399,6 +400,10 @@ impl Resource {
     pub(crate) fn set_role(&mut self, role: Role, cause: &str) {
         let old = core::mem::replace(&mut self.role, role);
         if old != role {
+            debug_assert!(
+                states::is_known(states::ROLE_CHANGES, &old, &role),
+                "{old:?} to {role:?}: {cause}"
+            );
             self.event(What::Role(old, role), Severity::Info, cause.to_string());
         }
     }

@@ -7,6 +7,7 @@ use crate::campaign::Report;
 use crate::plan::Fault;
 use crate::run::Outcome;
 use twinblk_engine::handshake::Rule;
+use twinblk_engine::states::{self, Change};
 
 /// What cannot occur with at most so many nodes, and why.
 const UNREACHABLE: [(&str, usize, &str); 3] = [
@@ -30,92 +31,21 @@ const UNREACHABLE: [(&str, usize, &str); 3] = [
     ),
 ];
 
-/// Changes of state, by what changes.
-const STATES: [(&str, &[&str]); 4] = [
-    ("role", &["Secondary→Primary", "Primary→Secondary"]),
-    (
-        "disk",
-        &[
-            "Diskless→Attaching",
-            "Attaching→Inconsistent",
-            "Attaching→Outdated",
-            "Attaching→UpToDate",
-            "Attaching→Failed",
-            "Inconsistent→UpToDate",
-            "Inconsistent→Failed",
-            "Outdated→Inconsistent",
-            "Outdated→UpToDate",
-            "Outdated→Failed",
-            "UpToDate→Inconsistent",
-            "UpToDate→Outdated",
-            "UpToDate→Failed",
-        ],
-    ),
-    (
-        "connection",
-        &[
-            "StandAlone→Connecting",
-            "Connecting→Connected",
-            "Connecting→Disconnecting",
-            "Connecting→StandAlone",
-            "Connecting→Timeout",
-            "Connecting→TearDown",
-            "Connecting→BrokenPipe",
-            "Connecting→NetworkFailure",
-            "Connected→BrokenPipe",
-            "Connected→TearDown",
-            "Connected→NetworkFailure",
-            "Connected→Timeout",
-            "Connected→ProtocolError",
-            "Connected→Disconnecting",
-            "Disconnecting→StandAlone",
-            "BrokenPipe→Connecting",
-            "BrokenPipe→StandAlone",
-            "NetworkFailure→Connecting",
-            "NetworkFailure→StandAlone",
-            "ProtocolError→Connecting",
-            "TearDown→Connecting",
-            "TearDown→StandAlone",
-            "Timeout→Connecting",
-        ],
-    ),
-    (
-        "replication",
-        &[
-            "Off→Established",
-            "Off→WFBitMapS",
-            "Off→WFBitMapT",
-            "WFBitMapS→SyncSource",
-            "WFBitMapS→Off",
-            "WFBitMapT→SyncTarget",
-            "WFBitMapT→Off",
-            "SyncSource→Established",
-            "SyncSource→Off",
-            "SyncTarget→Established",
-            "SyncTarget→Off",
-            "Established→VerifyS",
-            "Established→VerifyT",
-            "Established→Off",
-            "VerifyS→Established",
-            "VerifyS→Off",
-            "VerifyT→Established",
-            "VerifyT→Off",
-        ],
-    ),
-];
-
-/// Changes of state that only three nodes and more meet.
-const STATES_OF_MANY: [&str; 9] = [
-    "disk Inconsistent→Outdated",
-    "disk UpToDate→Consistent",
-    "disk Inconsistent→Consistent",
-    "disk Consistent→UpToDate",
-    "disk Consistent→Inconsistent",
-    "disk Consistent→Outdated",
-    "disk Consistent→Failed",
-    "replication Off→PausedSyncS",
-    "replication Off→PausedSyncT",
-];
+/// Changes of state that runs with at most so many nodes meet.
+fn changes(nodes: usize) -> Vec<String> {
+    fn of<T: std::fmt::Debug>(what: &str, table: &[Change<T>], nodes: usize) -> Vec<String> {
+        let met = table.iter().filter(|c| usize::from(c.nodes) <= nodes);
+        met.map(|c| format!("{what} {:?}→{:?}", c.from, c.to))
+            .collect()
+    }
+    [
+        of("role", states::ROLE_CHANGES, nodes),
+        of("disk", states::DISK_CHANGES, nodes),
+        of("connection", states::CONNECTION_CHANGES, nodes),
+        of("replication", states::REPLICATION_CHANGES, nodes),
+    ]
+    .concat()
+}
 
 /// Orders that are carried out and refused.
 const ORDERS: [&str; 12] = [
@@ -159,11 +89,8 @@ fn expected(nodes: usize) -> Vec<String> {
     let mut all: Vec<String> = OTHERS.map(str::to_owned).into();
     all.extend(Fault::ALL.iter().map(|fault| format!("fault {fault:?}")));
     all.extend(Rule::ALL.iter().map(|rule| format!("row {}", rule.name())));
-    for (what, changes) in STATES {
-        all.extend(changes.iter().map(|change| format!("{what} {change}")));
-    }
+    all.extend(changes(nodes));
     if nodes > 2 {
-        all.extend(STATES_OF_MANY.map(str::to_owned));
         all.push("a Secondary went down while it followed".to_owned());
     }
     for order in ORDERS {
