@@ -242,6 +242,28 @@ pub enum Change {
     },
 }
 
+/// What a node sees of the receiver, of one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeView {
+    /// Volume number.
+    pub volume: u16,
+    /// Replication state on the sender's side.
+    pub replication: ReplState,
+    /// What the sender takes the receiver's disk for.
+    pub disk: DiskState,
+    /// Bytes the sender has marked as out of sync towards the receiver.
+    pub out_of_sync: u64,
+}
+
+/// What a node sees of the receiver. For people: nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// What the sender takes the receiver's role for.
+    pub role: Role,
+    /// Volumes in ascending order.
+    pub volumes: Vec<VolumeView>,
+}
+
 /// Messages. Those marked (data) travel on the data socket because they are ordered with writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -368,6 +390,8 @@ pub enum Message {
         /// Writes since the connection was agreed on.
         writes: u64,
     },
+    /// (data) What the sender sees of the receiver; told when it has changed.
+    View(View),
 }
 
 /// Largest encoded message in bytes.

@@ -33,6 +33,17 @@ impl Cli {
     }
 }
 
+/// What `why` can be asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Question {
+    /// `primary`.
+    Promote,
+    /// `secondary`.
+    Demote,
+    /// `connect`: asks the peer (the same as `connect --dry-run`).
+    Connect,
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -100,6 +111,17 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Explain the state: what it is, why, since when, what is at risk, what happens next, what can
+    /// be done.
+    Why {
+        #[command(flatten)]
+        resource: Resource,
+        /// Would this work now, and if not, what stands against it?
+        question: Option<Question>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what happens, as it happens, until interrupted.
     Events {
         #[command(flatten)]
@@ -107,6 +129,9 @@ pub(crate) enum Verb {
         /// One JSON object per line.
         #[arg(long)]
         json: bool,
+        /// Show the present state and end.
+        #[arg(long)]
+        now: bool,
     },
     /// Wait until the peer is connected.
     WaitConnect(Wait),

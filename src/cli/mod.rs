@@ -1,7 +1,7 @@
 //! The command line: one verb, one function. Verbs that need no daemon are in the files
 //! `*_md.rs` and in [`demo`]; all others ask the daemon through [`client`].
 
-mod args;
+pub(crate) mod args;
 mod check_md;
 mod client;
 mod create_md;
@@ -28,6 +28,7 @@ mod signatures;
 mod status_text;
 mod wait;
 mod wait_verdict;
+mod why;
 
 use args::{Cli, Verb};
 use clap::Parser;
@@ -104,7 +105,16 @@ async fn ask_daemon(client: &Client, verb: Verb) -> Result<(), CliError> {
         Verb::Cstate(resource) => show::cstate(client, &resource.name).await,
         Verb::Dstate(resource) => show::dstate(client, &resource.name).await,
         Verb::Status { resource, json } => show::status(client, &resource.name, json).await,
-        Verb::Events { resource, json } => events::run(client, &resource.name, json).await,
+        Verb::Why {
+            resource,
+            question,
+            json,
+        } => why::run(client, &resource.name, question, json).await,
+        Verb::Events {
+            resource,
+            json,
+            now,
+        } => events::run(client, &resource.name, json, now).await,
         Verb::WaitConnect(args) => wait::run(client, &args, wait::Goal::Connect).await,
         Verb::WaitSync(args) => wait::run(client, &args, wait::Goal::Sync).await,
         verb => match orders::order_of(&verb) {

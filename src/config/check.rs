@@ -6,7 +6,7 @@ use super::file::FileResource;
 use super::node::FileNode;
 use super::options::Key;
 use super::types::{Device, MetaDisk};
-use super::values::show_time;
+use super::values::{Value, show_time};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -29,6 +29,7 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
         }
         check_nodes(file, problems);
         check_times(file, problems);
+        check_auto_promote(file, problems);
         for node in &file.nodes {
             let owner = &node.name.value;
             // A node may have the same address for all its resources, but only one node can.
@@ -66,6 +67,27 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
                 exports.once(key, &what, &what, &export.spot, problems);
             }
         }
+    }
+}
+
+/// A device exists while the node is Primary only: nobody could open it to make it so.
+fn check_auto_promote(file: &FileResource, problems: &mut Vec<Problem>) {
+    if file.settings.get(Key::AutoPromote) != Value::Flag(true) {
+        return;
+    }
+    let with_device = |n: &&FileNode| n.volumes.iter().any(|v| v.device.is_some());
+    let spot = file
+        .written
+        .iter()
+        .find(|(key, _)| *key == Key::AutoPromote);
+    if let (Some(node), Some((_, spot))) = (file.nodes.iter().find(with_device), spot) {
+        let message = format!(
+            "`auto-promote` cannot be had together with the `device` of node `{}`",
+            node.name.value
+        );
+        let help = "the device exists on a Primary only, so that nobody could open it to make it one: \
+                    remove one of the two";
+        problems.push(Problem::at(spot, message).help(help));
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn read(row: &OptionRow, written: &DeValue<'_>) -> Result<Value, Wron
         (Kind::Word { supported, later }, DeValue::String(word)) => {
             return read_word(row, word, supported, later);
         }
-        (Kind::OnlyFalse, DeValue::Boolean(flag)) => Value::Flag(*flag),
+        (Kind::OnlyFalse | Kind::Flag, DeValue::Boolean(flag)) => Value::Flag(*flag),
         (Kind::Number { .. } | Kind::OneOf { .. }, DeValue::Integer(_)) => {
             Value::Number(whole(row, written)?)
         }
@@ -124,6 +124,7 @@ pub(super) fn check(row: &OptionRow, value: Value) -> Result<Value, Wrong> {
             }
             true
         }
+        (Kind::Flag, Value::Flag(_)) => true,
         (Kind::Number { min, max, .. }, Value::Number(n)) => (min..=max).contains(&n),
         (Kind::OneOf { values, .. }, Value::Number(n)) => values.contains(&n),
         (Kind::Bytes { min, max }, Value::Bytes(n)) => (min..=max).contains(&n),
@@ -153,6 +154,7 @@ pub(super) fn accepts(row: &OptionRow) -> String {
             .collect::<Vec<_>>()
             .join(", "),
         Kind::OnlyFalse => "false".to_owned(),
+        Kind::Flag => "true or false".to_owned(),
         Kind::Number { min, max, unit: "" } => format!("{min} to {max}"),
         Kind::Number { min, max, unit } => format!("{min} to {max} {unit}"),
         Kind::OneOf { values, unit } => {

@@ -92,8 +92,11 @@ static LATER: &[(&str, &str, &str)] = &[
         "discard-zeroes-if-aligned",
         "discards always read back as zeroes: remove the line",
     ),
-    ("options", "auto-promote", ""),
-    ("options", "auto-promote-timeout", ""),
+    (
+        "options",
+        "auto-promote-timeout",
+        "a promotion by a client has 20 seconds: remove the line",
+    ),
     ("options", "cpu-mask", ""),
     ("options", "on-no-data-accessible", ""),
     ("options", "on-no-quorum", ""),

@@ -50,6 +50,7 @@ pub(crate) enum Key {
     AlExtents,
     BufferSize,
     PollUs,
+    AutoPromote,
     DeviceTimeout,
     DeviceDeadTimeout,
 }
@@ -64,6 +65,8 @@ pub(crate) enum Kind {
     },
     /// Only `false` for now.
     OnlyFalse,
+    /// `true` or `false`.
+    Flag,
     /// A count.
     Number {
         min: u64,
@@ -125,7 +128,7 @@ const AFTER_SB: [&str; 1] = ["disconnect"];
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 20] = [
+pub(crate) static OPTIONS: [OptionRow; 21] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -344,6 +347,17 @@ pub(crate) static OPTIONS: [OptionRow; 20] = [
         Value::Number(0),
         How::NeedsDownUp,
         "How long to look for new work before sleeping. Trades CPU for latency; 0 never polls.",
+    ),
+    row(
+        Key::AutoPromote,
+        Section::Options,
+        "auto-promote",
+        Kind::Flag,
+        Value::Flag(false),
+        How::Live,
+        "Whether an NBD client that opens the export makes a Secondary Primary, if it may be; when the \
+         last client is gone, it is demoted again. A node made Primary by `primary` stays so. Not \
+         together with `device`, which exists on a Primary only.",
     ),
     row(
         Key::DeviceTimeout,

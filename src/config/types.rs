@@ -197,6 +197,11 @@ impl Resource {
         Duration::from_micros(self.settings.number(Key::PollUs))
     }
 
+    /// Whether a client that opens the export makes this node Primary.
+    pub(crate) fn auto_promote(&self) -> bool {
+        self.settings.get(Key::AutoPromote) == Value::Flag(true)
+    }
+
     /// How long the kernel device waits.
     pub(crate) fn device_timeouts(&self) -> userspace_nbd::kernel::Timeouts {
         userspace_nbd::kernel::Timeouts {

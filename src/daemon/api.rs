@@ -5,11 +5,12 @@ use super::kernel_device::KernelDevice;
 use super::running::{Running, lock};
 use super::socket_file::{SocketFile, remove_stale};
 use super::supervisor::{Supervisor, error};
+use super::why::About;
 use super::{DaemonError, convert};
-use crate::api::{Answer, ErrorBody, EventLine, Order, ResourceStatus, Version};
+use crate::api::{Answer, ErrorBody, EventLine, Order, ResourceStatus, Version, Why};
 use crate::config;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -56,6 +57,7 @@ pub(crate) async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>) {
         .route("/v1/events", get(events))
         .route("/v1/resources", get(resources))
         .route("/v1/resources/{name}", get(resource))
+        .route("/v1/resources/{name}/why", get(why))
         .route("/v1/resources/{name}/{verb}", post(verb))
         .with_state(supervisor);
     if let Err(e) = axum::serve(listener, router).await {
@@ -100,6 +102,24 @@ async fn resource(
     Path(name): Path<String>,
 ) -> Result<Json<ResourceStatus>, ErrorBody> {
     supervisor.status(&name).await.map(Json)
+}
+
+async fn why(
+    State(supervisor): Shared,
+    Path(name): Path<String>,
+    RawQuery(question): RawQuery,
+) -> Result<Json<Why>, ErrorBody> {
+    let about = match question.as_deref() {
+        None | Some("") => None,
+        Some("about=promote") => Some(About::Promote),
+        Some("about=demote") => Some(About::Demote),
+        Some(other) => {
+            let reason = format!("`why` cannot be asked \"{other}\"");
+            let way_out = "ask ?about=promote, ?about=demote, or nothing";
+            return Err(error("usage", 1, reason, way_out));
+        }
+    };
+    supervisor.why(&name, about).await.map(Json)
 }
 
 async fn verb(
@@ -247,6 +267,16 @@ async fn events(State(supervisor): Shared) -> Response {
                     }
                 }
             }
+        }
+        let end = EventLine {
+            time_ms: convert::now_ms(),
+            kind: "exists".to_string(),
+            severity: "info".to_string(),
+            cause: "the present state is told; changes follow".to_string(),
+            ..EventLine::default()
+        };
+        if sender.send(Ok(json_line(&end))).await.is_err() {
+            return;
         }
         loop {
             let bytes = match changes.recv().await {

@@ -3,7 +3,7 @@
 use super::running::{NoStatus, Running, lock};
 use crate::api::{
     ActivityLog, DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus,
-    ResyncStatus, VerifyStatus, VolumeStatus,
+    ResyncStatus, SeenByPeer, VerifyStatus, VolumeStatus,
 };
 use crate::config;
 use crate::driver::mailbox::StatusReply;
@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use twinblk_engine::command::{Refusal, RefusalKind};
 use twinblk_engine::event::{Event, Severity, What};
 use twinblk_engine::ids::NodeId;
+use twinblk_engine::suspend::Reason;
+use twinblk_engine::time::Instant;
 
 /// A resource that is not up.
 pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
@@ -19,12 +21,7 @@ pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
         node: config.me.name.clone(),
         up: false,
         role: "Unknown".to_string(),
-        suspended: None,
-        open_clients: Vec::new(),
-        exports: Vec::new(),
-        volumes: Vec::new(),
-        peers: Vec::new(),
-        driver: None,
+        ..ResourceStatus::default()
     }
 }
 
@@ -47,6 +44,14 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
         node: status.node_name,
         up: true,
         role: format!("{:?}", status.role),
+        role_since_seconds: ago(now, status.role_since),
+        promotion_refused: status.may_promote.err().map(|r| error(config, &r)),
+        demotion_refused: status.may_demote.err().map(|r| error(config, &r)),
+        suspended_for: Reason::ALL
+            .iter()
+            .filter(|&&reason| status.suspended_for.has(reason))
+            .map(|reason| reason.name().to_string())
+            .collect(),
         suspended: status.suspended,
         open_clients: status.open_clients,
         exports: config.me.exports.iter().map(ToString::to_string).collect(),
@@ -56,7 +61,8 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
             .map(|v| VolumeStatus {
                 volume: v.volume.0,
                 disk: format!("{:?}", v.disk),
-                reason: v.reason,
+                reason: names(config, &v.reason),
+                since_seconds: ago(now, v.since),
                 size: v.size,
                 block_size: v.block_size,
                 current_uuid: format!("{:016x}", v.current_uuid),
@@ -78,10 +84,11 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 since_seconds: now.since(p.since).as_secs(),
                 unsent: p.unsent,
                 transfer_log: p.transfer_log,
+                disagreement: p.disagreement.map(|text| names(config, &text)),
                 volumes: p
                     .volumes
                     .into_iter()
-                    .map(|v| peer_volume(config, v))
+                    .map(|v| peer_volume(config, v, now))
                     .collect(),
             })
             .collect(),
@@ -113,6 +120,7 @@ fn activity_log(log: &twinblk_engine::status::Activity) -> Option<ActivityLog> {
 fn peer_volume(
     config: &config::Resource,
     v: twinblk_engine::status::PeerVolumeStatus,
+    now: Instant,
 ) -> PeerVolumeStatus {
     PeerVolumeStatus {
         volume: v.volume.0,
@@ -125,7 +133,19 @@ fn peer_volume(
             progress: progress(run.progress),
         }),
         verified: v.verified.map(|text| names(config, &text)),
+        since_seconds: ago(now, v.since),
+        seen_by_peer: v.seen_by_peer.map(|view| SeenByPeer {
+            replication: format!("{:?}", view.replication),
+            disk: format!("{:?}", view.disk),
+            out_of_sync: view.out_of_sync,
+        }),
+        standstill: v.standstill.map(|(_, why)| names(config, &why)),
     }
+}
+
+/// Seconds since a moment of the engine's clock; what has been so from the beginning has no moment.
+pub(crate) fn ago(now: Instant, since: Instant) -> Option<u64> {
+    (since != Instant::default()).then(|| now.since(since).as_secs())
 }
 
 fn progress(r: twinblk_engine::status::ResyncProgress) -> ResyncStatus {

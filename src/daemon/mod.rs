@@ -16,12 +16,15 @@
 
 mod adjust;
 mod api;
+mod auto_promote;
 mod come_back;
 mod convert;
 mod dial;
 mod exports;
 #[cfg(test)]
 mod fake_loop;
+#[cfg(test)]
+mod fake_status;
 mod kernel_device;
 mod notify;
 mod peers;
@@ -33,6 +36,7 @@ mod state;
 mod strangers;
 mod supervisor;
 mod volumes;
+mod why;
 
 use crate::config;
 pub(crate) use kernel_device::claimant;

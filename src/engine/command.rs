@@ -13,6 +13,10 @@ pub enum Command {
         /// Declare the local data current, whatever is known of them.
         force: bool,
     },
+    /// Become Primary for a client that is about to open the export (`auto-promote`).
+    AutoPromote,
+    /// That client did not come.
+    AutoDemote,
     /// Become Secondary. Refused while a client holds the export.
     Secondary,
     /// Connect to one peer or all.

@@ -5,6 +5,7 @@ use crate::event::{ConnState, DiskState, ReplState, Role, Severity, What};
 use crate::input::Body;
 use crate::output::{Channel, Output, SendBody};
 use crate::peer::{Link, Phase, SyncStart};
+use crate::peer_view::Views;
 use crate::resource::Resource;
 use crate::states;
 use crate::time::{Duration, Instant};
@@ -198,6 +199,7 @@ impl Resource {
             }
         }
         self.peers[p].forget_told();
+        self.peers[p].views = Views::default();
         self.set_peer_role(p, Role::Unknown, &reason);
         for (v, bump) in bump.into_iter().enumerate() {
             // It may have followed a generation that it has not confirmed.

@@ -60,12 +60,15 @@ mod connection;
 mod doubt;
 mod group;
 mod peer;
+mod peer_view;
 mod resync;
+mod resync_watch;
 mod verify;
 mod verify_order;
 
 // States and orders.
 mod attach;
+mod auto_promote;
 mod change;
 mod orders;
 mod picture;

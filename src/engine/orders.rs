@@ -1,6 +1,7 @@
 //! An administrator's orders, one function each. Orders that would change what a running handshake
 //! has already told the peer wait until it is over.
 
+use crate::auto_promote::Auto;
 use crate::command::{Command, CommandResult, Refusal, RefusalKind};
 use crate::event::{DiskState, Role, Severity};
 use crate::ids::{ClientId, CommandId, NodeId, VolumeId};
@@ -46,7 +47,13 @@ impl Resource {
             return self.done(id, refuse(RefusalKind::State, text, &way_out));
         }
         match command {
-            Command::Primary { force } => self.promote(id, force),
+            Command::Primary { force } => {
+                // Whoever orders it wants it to stay so.
+                self.auto = Auto::No;
+                self.promote(id, force);
+            }
+            Command::AutoPromote => self.auto_promote(id),
+            Command::AutoDemote => self.auto_demote(id),
             Command::Secondary => self.demote(Some(id)),
             Command::Connect {
                 peer,
@@ -408,6 +415,7 @@ impl Resource {
                 "connect to the Primary, or promote this node",
             );
         }
+        self.auto_opened();
         Ok(ClientId(self.clients.insert(Client { name: client }).raw()))
     }
 

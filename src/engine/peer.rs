@@ -6,6 +6,7 @@ use crate::event::{ConnState, DiskState, ReplState, Role};
 use crate::group::Members;
 use crate::handshake::Decision;
 use crate::ids::{CommandId, NodeId, VolumeId};
+use crate::peer_view::Views;
 use crate::request::RequestKey;
 use crate::resync::Resync;
 use crate::time::Instant;
@@ -118,6 +119,8 @@ pub(crate) struct SyncStart {
 pub(crate) struct PeerVolume {
     pub(crate) id: VolumeId,
     pub(crate) replication: ReplState,
+    /// Since when.
+    pub(crate) since: Instant,
     pub(crate) disk: DiskState,
     pub(crate) start: SyncStart,
     pub(crate) resync: Option<Resync>,
@@ -188,6 +191,8 @@ pub(crate) struct Peer {
     pub(crate) settling: VecDeque<u64>,
     pub(crate) settled: u64,
     pub(crate) settled_told: u64,
+    /// What both ends see of each other.
+    pub(crate) views: Views,
     /// Ranges the peer asked to have the digests of.
     pub(crate) asked_ranges: usize,
 }
@@ -209,6 +214,7 @@ impl Peer {
                 .map(|&id| PeerVolume {
                     id,
                     replication: ReplState::Off,
+                    since: Instant::default(),
                     disk: DiskState::DUnknown,
                     start: SyncStart::default(),
                     resync: None,
@@ -236,6 +242,7 @@ impl Peer {
             settling: VecDeque::new(),
             settled: 0,
             settled_told: 0,
+            views: Views::default(),
             asked_ranges: 0,
         }
     }

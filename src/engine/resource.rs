@@ -1,6 +1,7 @@
 //! The central struct: it owns all parts and passes each input on to the file that knows what to do
 //! with it. No mechanism lives here.
 
+use crate::auto_promote::Auto;
 use crate::command::Command;
 use crate::config::ResourceConfig;
 use crate::event::{DiskState, Event, ReplState, Role, Severity, What};
@@ -76,7 +77,11 @@ pub struct Resource {
     pub(crate) now: Instant,
     pub(crate) rng: Rng,
     pub(crate) role: Role,
+    /// Since when.
+    pub(crate) role_since: Instant,
     pub(crate) role_change: Option<RoleChange>,
+    /// Why it is Primary.
+    pub(crate) auto: Auto,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) volumes: Vec<Volume>,
     pub(crate) peers: Vec<Peer>,
@@ -119,7 +124,9 @@ impl Resource {
             now: Instant::default(),
             rng: Rng::new(cfg.seed),
             role: Role::Secondary,
+            role_since: Instant::default(),
             role_change: None,
+            auto: Auto::default(),
             stopping: None,
             volumes: cfg
                 .volumes
@@ -208,6 +215,8 @@ impl Resource {
             Input::Tick => {
                 for p in 0..self.peers.len() {
                     self.link_tick(p);
+                    self.view_tick(p);
+                    self.watch_tick(p);
                     self.orders_tick(p);
                 }
             }
@@ -247,6 +256,7 @@ impl Resource {
             self.run_log(v);
         }
         self.demotion_progress();
+        self.auto_progress();
         self.answer_deferred();
         for p in 0..self.peers.len() {
             self.pump_bitmap(p);
@@ -344,6 +354,7 @@ impl Resource {
                 Some(v) => self.new_current_ack_received(p, v, current),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
+            Message::View(view) => self.view_received(p, view),
             Message::Settled { writes } => self.settled_received(p, writes),
             Message::VerifyFinished {
                 volume: n,
@@ -371,6 +382,8 @@ impl Resource {
             .flat_map(|p| {
                 [
                     self.link_deadline(p),
+                    self.view_deadline(p),
+                    self.watch_deadline(p),
                     self.orders_deadline(p),
                     self.resync_deadline(p),
                     self.verify_deadline(p),
@@ -549,9 +562,11 @@ impl Resource {
     }
 
     pub(crate) fn set_replication(&mut self, p: usize, v: usize, state: ReplState, cause: &str) {
+        let now = self.now;
         let pv = &mut self.peers[p].volumes[v];
         let old = core::mem::replace(&mut pv.replication, state);
         if old != state {
+            pv.since = now;
             debug_assert!(
                 states::is_known(states::REPLICATION_CHANGES, &old, &state),
                 "{old:?} to {state:?}: {cause}"

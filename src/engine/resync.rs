@@ -14,6 +14,7 @@ use crate::output::{Channel, Output, SendBody};
 use crate::overlap::{Acquired, LockId, Mode};
 use crate::resource::{Op, Resource};
 use crate::resync_rate::RateControl;
+use crate::resync_watch::Watch;
 use crate::slots::Key;
 use crate::time::{Duration, Instant};
 use crate::transfer_log::Entry;
@@ -64,6 +65,8 @@ pub(crate) struct Resync {
     /// Bytes out of sync at the start.
     pub(crate) total: u64,
     pub(crate) rate: RateControl,
+    /// Whether it gets on.
+    pub(crate) watch: Watch,
     /// Bytes left at the last checkpoint, and when it was (target).
     checkpoint: (u64, Instant),
 }
@@ -72,6 +75,11 @@ impl Resync {
     /// The target has the source's generations, and its disk may not have them yet.
     pub(crate) fn is_adopting(&self) -> bool {
         self.is_adopting
+    }
+
+    /// Source: bytes under way, and whether only the end is missing.
+    pub(crate) fn under_way(&self) -> (u64, bool) {
+        (self.in_flight, self.finish_sent)
     }
 }
 
@@ -95,6 +103,7 @@ impl Resource {
             adopting: None,
             total,
             rate: RateControl::new(self.now),
+            watch: Watch::new(self.now, total),
             checkpoint: (total, self.now),
         });
     }

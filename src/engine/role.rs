@@ -261,19 +261,8 @@ impl Resource {
             }
             return;
         }
-        if let Some(refusal) = self.in_use() {
+        if let Err(refusal) = self.may_demote() {
             if let Some(id) = id {
-                self.done(id, Err(refusal));
-            }
-            return;
-        }
-        if self.suspended.any() {
-            if let Some(id) = id {
-                let refusal = refuse(
-                    RefusalKind::State,
-                    format!("I/O is suspended ({})", self.suspended.words()),
-                    format!("end that first: `twinblk resume-io {}`", self.cfg.name),
-                );
                 self.done(id, Err(refusal));
             }
             return;
@@ -282,6 +271,21 @@ impl Resource {
             command: id,
             step: Step::Draining,
         });
+    }
+
+    /// What stands against a demotion.
+    pub(crate) fn may_demote(&self) -> Result<(), Refusal> {
+        if let Some(refusal) = self.in_use() {
+            return Err(refusal);
+        }
+        if self.suspended.any() {
+            return Err(refuse(
+                RefusalKind::State,
+                format!("I/O is suspended ({})", self.suspended.words()),
+                format!("end that first: `twinblk resume-io {}`", self.cfg.name),
+            ));
+        }
+        Ok(())
     }
 
     /// Who holds the export, as a refusal.
@@ -400,6 +404,7 @@ impl Resource {
     pub(crate) fn set_role(&mut self, role: Role, cause: &str) {
         let old = core::mem::replace(&mut self.role, role);
         if old != role {
+            self.role_since = self.now;
             debug_assert!(
                 states::is_known(states::ROLE_CHANGES, &old, &role),
                 "{old:?} to {role:?}: {cause}"

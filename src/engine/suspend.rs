@@ -69,6 +69,13 @@ impl Suspended {
         }
     }
 
+    /// With this reason too.
+    #[must_use]
+    pub fn with(mut self, reason: Reason) -> Self {
+        self.set(reason, true);
+        self
+    }
+
     fn set(&mut self, reason: Reason, on: bool) {
         if on {
             self.0 |= 1 << reason as u8;

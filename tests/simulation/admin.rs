@@ -275,6 +275,8 @@ fn word(command: &Command) -> &'static str {
         Command::VerifyStop { .. } => "verify --stop",
         Command::Resize { .. } => "resize",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
+        Command::AutoPromote => "auto-promote",
+        Command::AutoDemote => "auto-demote",
         Command::SuspendIo => "suspend-io",
         Command::ResumeIo => "resume-io",
         Command::SetOptions(_) => "adjust",
