@@ -433,4 +433,56 @@ mod tests {
         whole(CONNECTIONS, CONNECTION_CHANGES);
         whole(REPLICATIONS, REPLICATION_CHANGES);
     }
+
+    const BEGIN: &str = "<!-- states: begin, made from src/engine/states.rs -->\n";
+    const END: &str = "<!-- states: end -->";
+
+    fn page<T: Debug + PartialEq>(
+        title: &str,
+        meanings: &[Meaning<T>],
+        changes: &[Change<T>],
+    ) -> alloc::string::String {
+        use core::fmt::Write;
+        let mut out = alloc::string::String::new();
+        writeln!(out, "\n## {title}\n\n| State | Meaning |\n|---|---|").unwrap();
+        for m in meanings {
+            writeln!(out, "| `{:?}` | {} |", m.state, m.text).unwrap();
+        }
+        writeln!(out, "\n| From | To | When |\n|---|---|---|").unwrap();
+        for c in changes {
+            let many = if c.nodes > 2 {
+                " (three nodes and more)"
+            } else {
+                ""
+            };
+            writeln!(out, "| `{:?}` | `{:?}` | {}{many} |", c.from, c.to, c.when).unwrap();
+        }
+        out
+    }
+
+    /// To update the page: `TWINBLK_UPDATE_DOCS=1 cargo test -p twinblk-engine states`.
+    #[test]
+    fn the_page_has_the_tables() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/states.md");
+        let text = std::fs::read_to_string(path).expect("docs/states.md");
+        let (before, rest) = text.split_once(BEGIN).expect("the begin marker");
+        let (written, after) = rest.split_once(END).expect("the end marker");
+        let tables = [
+            page("Role", ROLES, ROLE_CHANGES),
+            page("Disk", DISKS, DISK_CHANGES),
+            page("Connection", CONNECTIONS, CONNECTION_CHANGES),
+            page("Replication", REPLICATIONS, REPLICATION_CHANGES),
+        ]
+        .concat()
+            + "\n";
+        if std::env::var_os("TWINBLK_UPDATE_DOCS").is_some() {
+            let text = std::format!("{before}{BEGIN}{tables}{END}{after}");
+            std::fs::write(path, text).expect("write");
+            return;
+        }
+        assert_eq!(
+            written, tables,
+            "set TWINBLK_UPDATE_DOCS=1 and run this test again"
+        );
+    }
 }

@@ -19,3 +19,4 @@ mod roles;
 mod secondary_killed;
 mod split_brain;
 mod verify;
+mod why;

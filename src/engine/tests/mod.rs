@@ -4,6 +4,7 @@
 
 mod disk;
 mod disk_errors;
+mod explained;
 mod lineage;
 mod pair;
 mod random;

@@ -297,6 +297,18 @@ impl Pair {
         }
     }
 
+    /// Completions that are due are not delivered: the disk hangs.
+    pub(crate) fn take_completions(&mut self, n: usize) -> Vec<Input> {
+        core::mem::take(&mut self.nodes[n].completions)
+    }
+
+    /// What a call other than [`Self::feed`] asked for.
+    pub(crate) fn carry_out_all(&mut self, n: usize, outputs: Vec<Output>) {
+        for output in outputs {
+            self.carry_out(n, output);
+        }
+    }
+
     fn carry_out(&mut self, n: usize, output: Output) {
         let node = &mut self.nodes[n];
         match output {
