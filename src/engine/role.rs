@@ -77,7 +77,11 @@ impl Resource {
     pub(crate) fn may_promote(&self, force: bool, asked: bool) -> Result<(), Refusal> {
         let name = &self.cfg.name;
         if self.stopping.is_some() {
-            return Err(refuse(RefusalKind::State, "the resource is going down", ""));
+            return Err(refuse(
+                RefusalKind::State,
+                "the resource is going down",
+                format!("when it is down: `twinblk up {name}`"),
+            ));
         }
         for peer in &self.peers {
             if crate::sabotage::is(crate::sabotage::Mistake::PromoteWithoutAsking) {
