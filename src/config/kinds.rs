@@ -119,7 +119,7 @@ pub(super) fn check(row: &OptionRow, value: Value) -> Result<Value, Wrong> {
             if flag {
                 return wrong(
                     format!("`{} = true` is not supported by this version", row.name),
-                    "one node at a time can be Primary: remove the line",
+                    "one node at a time can be Primary (why: docs/decisions/0014-one-primary.md): remove the line",
                 );
             }
             true
