@@ -1,5 +1,6 @@
 //! The command line as clap reads it.
 
+use super::hook_score::Scores;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -122,6 +123,8 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// For failover daemons: become Primary or Secondary, or tell what this node is.
+    Hook(Hook),
     /// Show what happens, as it happens, until interrupted.
     Events {
         #[command(flatten)]
@@ -330,6 +333,40 @@ pub(crate) struct Wait {
     /// Give up after this many seconds, with exit code 5.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
+}
+
+/// `hook`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Hook {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    /// What to do.
+    pub(crate) action: HookAction,
+    /// `up`, `down`: give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) timeout: u64,
+    /// `up`: wait so many seconds for a peer that is not connected, before promoting without it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) wait_peer: u64,
+    /// `score`: the scores of a copy that is Consistent only, of one that is not current while a
+    /// peer's is, of a current one whose peer is not known, and of a current one otherwise.
+    #[arg(long, value_name = "FOUR NUMBERS", default_value = "0 10 1000 10000")]
+    pub(crate) scores: Scores,
+}
+
+/// What a failover daemon wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HookAction {
+    /// Start the resource if need be, and make this node Primary, if its data and its peers allow it.
+    Up,
+    /// Make this node Secondary.
+    Down,
+    /// Print the role; exit code 0 Primary, 3 not, 4 unknown.
+    Status,
+    /// Exit code 0 when this node is Primary or could be made so now.
+    Promotable,
+    /// Print a score for cluster managers, `none` or `keep`.
+    Score,
 }
 
 /// `daemon`.

@@ -16,6 +16,9 @@ mod events;
 mod exit;
 #[cfg(test)]
 mod fake_daemon;
+mod hook;
+mod hook_intent;
+mod hook_score;
 mod human;
 #[cfg(test)]
 mod md_bench;
@@ -54,7 +57,10 @@ pub(crate) fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::from(Code::Ok as u8),
         Err(error) => {
-            eprintln!("{error}");
+            // `hook status` says all there is to say on standard output.
+            if !error.what.is_empty() {
+                eprintln!("{error}");
+            }
             ExitCode::from(error.code)
         }
     }
@@ -96,7 +102,11 @@ fn run(cli: Cli) -> Result<(), CliError> {
             "",
         )
     })?;
-    runtime.block_on(ask_daemon(&Client::new(control), cli.verb))
+    let client = Client::new(control.clone());
+    if let Verb::Hook(args) = &cli.verb {
+        return runtime.block_on(hook::run(&client, &control, args));
+    }
+    runtime.block_on(ask_daemon(&client, cli.verb))
 }
 
 async fn ask_daemon(client: &Client, verb: Verb) -> Result<(), CliError> {

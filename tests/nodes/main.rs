@@ -8,6 +8,7 @@ mod both_killed;
 mod commands;
 mod daemon_end;
 mod flood;
+mod hook;
 mod interrupted_resync;
 mod keepalive;
 mod large;
