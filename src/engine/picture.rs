@@ -16,7 +16,8 @@ impl Resource {
             node_name: self.cfg.me.name.clone(),
             role: self.role,
             role_since: self.role_since,
-            may_promote: self.may_promote(false, false),
+            // What the peers said last counts: nobody is asked.
+            may_promote: self.may_promote(false, true),
             may_demote: self.may_demote(),
             suspended: self.gate_closed().map(ToString::to_string),
             suspended_for: self.suspended,

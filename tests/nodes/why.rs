@@ -38,7 +38,10 @@ fn health_is_told_in_a_sentence_on_both_nodes() {
 fn what_why_says_of_a_change_of_role_comes_true() {
     let stage = Stage::in_sync(Plan::new("C"));
     let no = why(&stage, 1, &["promote"]);
-    assert_eq!(no["healthy"], true, "as far as bravo knows itself: {no}");
+    assert_eq!(no["healthy"], false, "{no}");
+    let cause = no["findings"][0]["cause"].as_str().expect("words");
+    assert_eq!(cause, "alpha is Primary");
+    stage.nodes[1].refused(11, &["hook", "r0", "promotable"]);
     let client = Client::unix(&stage.nodes[0].export).expect("it serves");
     let no = why(&stage, 0, &["demote"]);
     assert_eq!(no["healthy"], false, "{no}");
