@@ -11,15 +11,15 @@ use twinblk_engine::event::Role;
 /// How long a client may have to wait for the promotion.
 const TIME: Duration = Duration::from_secs(20);
 
-/// Whether a client that opened the export now would have to have this node promoted first, and it
-/// may be, as far as it is known here.
-pub(super) fn would_promote(running: &Running, reply: &StatusReply) -> bool {
+/// Whether a client that opens the export now is to be announced: this node is Primary, or may become
+/// it, as far as it is known here.
+pub(super) fn lets_in(running: &Running, reply: &StatusReply) -> bool {
     lock(&running.config).auto_promote()
-        && reply.status.role != Role::Primary
-        && reply.status.may_promote.is_ok()
+        && (reply.status.role == Role::Primary || reply.status.may_promote.is_ok())
 }
 
-/// Promotes for a client that is about to open the export. The error is for the client.
+/// Announces a client that is about to open the export: the node is promoted for it, and stays Primary
+/// until it has come. The error is for the client.
 pub(super) async fn promote(running: &Running) -> Result<(), String> {
     let result = running.order(Command::AutoPromote, TIME).await;
     result.map(drop).map_err(|refusal| {

@@ -249,7 +249,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
         let mut out = Vec::new();
         let before = offer.by_promotion.then(|| negotiation.clone());
         let mut progress = negotiation.feed(&buf[..n], &offer, &mut out);
-        // It is let in when the node has become Primary for it; else it is told why not.
+        // It is let in when the node is Primary for it, and stays so; else it is told why not.
         if let (Progress::Done(_), Some(before)) = (&progress, before) {
             match auto_promote::promote(&door.running).await {
                 Ok(()) => promoted.0 = Some(Arc::clone(&door.running)),
@@ -278,7 +278,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     Err(TurnedAway::Left)
 }
 
-/// The node was promoted for a client that is not in yet; should it leave, that is taken back.
+/// A client was announced that is not in yet; should it leave, that is taken back.
 struct Promoted(Option<Arc<Running>>);
 
 impl Drop for Promoted {
@@ -295,7 +295,7 @@ struct Offer {
     lookup: Lookup,
     /// There are as many connections as there may be.
     full: bool,
-    /// This node is Secondary, and is to be promoted for whoever enters.
+    /// Whoever enters is announced first, and the node promoted for it.
     by_promotion: bool,
 }
 
@@ -305,7 +305,7 @@ impl Offer {
         let (lookup, full, by_promotion) = match running.status().await {
             Ok(reply) => {
                 let full = reply.driver.nbd_connections >= MAX_NBD_CONNECTIONS;
-                let by_promotion = auto_promote::would_promote(running, &reply);
+                let by_promotion = auto_promote::lets_in(running, &reply);
                 let lookup = match look(&name, &reply, by_promotion) {
                     Lookup::Found(_) if full => Lookup::Refused {
                         policy_text: format!(

@@ -1,7 +1,6 @@
 //! An administrator's orders, one function each. Orders that would change what a running handshake
 //! has already told the peer wait until it is over.
 
-use crate::auto_promote::Auto;
 use crate::command::{Command, CommandResult, Refusal, RefusalKind};
 use crate::event::{DiskState, Role, Severity};
 use crate::ids::{ClientId, CommandId, NodeId, VolumeId};
@@ -49,7 +48,7 @@ impl Resource {
         match command {
             Command::Primary { force } => {
                 // Whoever orders it wants it to stay so.
-                self.auto = Auto::No;
+                self.promoted_by_order();
                 self.promote(id, force);
             }
             Command::AutoPromote => self.auto_promote(id),

@@ -80,7 +80,7 @@ pub struct Resource {
     /// Since when.
     pub(crate) role_since: Instant,
     pub(crate) role_change: Option<RoleChange>,
-    /// Why it is Primary.
+    /// What clients have to do with it.
     pub(crate) auto: Auto,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) volumes: Vec<Volume>,

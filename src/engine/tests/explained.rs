@@ -188,6 +188,21 @@ fn auto_promotion_lasts_as_long_as_clients_do() {
 }
 
 #[test]
+fn auto_promotion_outlasts_a_client_that_goes_while_another_comes() {
+    let mut pair = Pair::in_sync(8, Protocol::C);
+    demoted(&mut pair);
+    pair.order(0, Command::AutoPromote).expect("free");
+    let first = open(&mut pair, 0);
+    pair.order(0, Command::AutoPromote)
+        .expect("it is Primary already");
+    close(&mut pair, 0, first);
+    assert_eq!(pair.role(0), Role::Primary, "the second was let in");
+    let second = open(&mut pair, 0);
+    close(&mut pair, 0, second);
+    assert_eq!(pair.role(0), Role::Secondary);
+}
+
+#[test]
 fn auto_promotion_ends_when_the_client_does_not_come() {
     let mut pair = Pair::in_sync(5, Protocol::C);
     demoted(&mut pair);
