@@ -7,8 +7,8 @@
 //! * `GET  /v1/events`                 → a stream of JSON lines, [`EventLine`]
 //! * `GET  /v1/version`                → [`Version`]
 //!
-//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote, verify, resize,
-//! new-current-uuid, adjust, dump (the configuration as the daemon understood it).
+//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote, outdate, verify,
+//! resize, suspend-io, resume-io, new-current-uuid, adjust, dump (the configuration as the daemon understood it).
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Order {
-    /// `primary --force`, `down --force`, `resize --force`.
+    /// `primary --force`, `secondary --force`, `down --force`, `resize --force`.
     pub(crate) force: bool,
     /// Name of the peer for connect, disconnect, invalidate-remote, verify; all when absent.
     pub(crate) peer: Option<String>,
@@ -44,7 +44,7 @@ pub(crate) struct Answer {
 /// A verb was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ErrorBody {
-    /// Stable word: state, no-disk, no-up-to-date-data, in-use, peer-refused, unknown, timeout,
+    /// Stable word: state, no-disk, no-up-to-date-data, lower-than-outdated, in-use, peer-refused, unknown, timeout,
     /// config, metadata, device, not-up, other.
     pub(crate) kind: String,
     /// What happened and why.
@@ -78,6 +78,8 @@ pub(crate) struct ResourceStatus {
     /// Why writes are held back at the moment, if they are. Of a resource that is not up: why, if
     /// it should be.
     pub(crate) suspended: Option<String>,
+    /// Why all I/O waits, as DRBD says it: "no", or some of "user,no-data,fencing".
+    pub(crate) suspended_for: String,
     /// Clients that hold the export.
     pub(crate) open_clients: Vec<String>,
     /// Where the export listens ("unix:/run/…").
@@ -237,7 +239,7 @@ pub(crate) struct EventLine {
     pub(crate) time_ms: u64,
     /// Resource.
     pub(crate) resource: String,
-    /// role, disk, connection, replication, peer-role, peer-disk, incident.
+    /// role, disk, connection, replication, peer-role, peer-disk, suspended, handler, incident.
     pub(crate) kind: String,
     /// Peer's name where one is concerned.
     pub(crate) peer: Option<String>,

@@ -19,6 +19,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
         up: true,
         role: "Primary".into(),
         suspended: None,
+        suspended_for: "no".into(),
         open_clients: Vec::new(),
         exports: vec![format!("unix:/run/twinblk/{name}.sock")],
         volumes: vec![VolumeStatus {

@@ -22,7 +22,11 @@ fn write_resource(out: &mut String, r: &ResourceStatus) -> std::fmt::Result {
         }
         return writeln!(out, "  not started on this node: `twinblk up {}`", r.name);
     }
-    writeln!(out, "{} role:{}", r.name, r.role)?;
+    write!(out, "{} role:{}", r.name, r.role)?;
+    if r.suspended_for != "no" {
+        write!(out, " suspended:{}", r.suspended_for)?;
+    }
+    writeln!(out)?;
     if let Some(reason) = &r.suspended {
         writeln!(out, "  writes are held back: {reason}")?;
     }

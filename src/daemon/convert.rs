@@ -20,6 +20,7 @@ pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
         up: false,
         role: "Unknown".to_string(),
         suspended: None,
+        suspended_for: "no".to_string(),
         open_clients: Vec::new(),
         exports: Vec::new(),
         volumes: Vec::new(),
@@ -48,6 +49,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
         up: true,
         role: format!("{:?}", status.role),
         suspended: status.suspended,
+        suspended_for: status.suspended_for.words(),
         open_clients: status.open_clients,
         exports: config.me.exports.iter().map(ToString::to_string).collect(),
         volumes: status
@@ -171,6 +173,7 @@ pub(crate) fn error(config: &config::Resource, refusal: &Refusal) -> ErrorBody {
         RefusalKind::State => ("state", 11),
         RefusalKind::NoDisk => ("no-disk", 16),
         RefusalKind::NoUpToDateData => ("no-up-to-date-data", 17),
+        RefusalKind::LowerThanOutdated => ("lower-than-outdated", 18),
         RefusalKind::InUse => ("in-use", 12),
         RefusalKind::PeerRefused => ("peer-refused", 13),
         RefusalKind::Unknown => ("unknown", 10),
@@ -242,13 +245,17 @@ pub(crate) fn event_line(config: &config::Resource, event: &Event) -> EventLine 
         volume,
         from,
         to,
-        severity: match event.severity {
-            Severity::Info => "info",
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        }
-        .to_string(),
+        severity: severity(event.severity).to_string(),
         cause: names(config, &event.cause),
+    }
+}
+
+/// How much attention an event deserves, in the words of the stream.
+pub(crate) fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
     }
 }
 
@@ -289,6 +296,13 @@ pub(crate) fn state_lines(status: &ResourceStatus) -> Vec<EventLine> {
         cause: cause.to_string(),
     };
     let mut lines = vec![line("role", None, None, &status.role, "present state")];
+    lines.push(line(
+        "suspended",
+        None,
+        None,
+        &status.suspended_for,
+        "present state",
+    ));
     for v in &status.volumes {
         lines.push(line("disk", None, Some(v.volume), &v.disk, &v.reason));
     }

@@ -8,6 +8,7 @@
 //! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
 //! * [`kernel_device`]: /dev/nbdN, while the node is Primary;
+//! * [`handlers`]: the administrator's programs; [`handler_process`]: one of them as a process;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`sockets`]: options of both's sockets; [`socket_file`]: the files of unix sockets;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
@@ -22,6 +23,8 @@ mod dial;
 mod exports;
 #[cfg(test)]
 mod fake_loop;
+mod handler_process;
+mod handlers;
 mod kernel_device;
 mod notify;
 mod peers;

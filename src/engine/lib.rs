@@ -19,6 +19,7 @@ extern crate alloc;
 pub mod command;
 pub mod config;
 pub mod event;
+pub mod fencing;
 pub mod handler;
 pub mod ids;
 pub mod input;
@@ -66,7 +67,9 @@ mod verify_order;
 // States and orders.
 mod attach;
 mod change;
+mod fence_promotion;
 mod orders;
+mod outdate;
 mod picture;
 mod resize;
 mod role;

@@ -4,9 +4,11 @@
 
 mod disk;
 mod disk_errors;
+mod fencing;
 mod lineage;
 mod pair;
 mod random;
 mod resize;
 mod scenarios;
+mod suspend;
 mod verify;
