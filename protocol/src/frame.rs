@@ -82,6 +82,8 @@ pub mod flags {
     pub const LAST: u16 = 16;
     /// Goodbye: connect again at once, the generations are to be compared anew.
     pub const AGAIN: u16 = 32;
+    /// Goodbye: the sender stays behind, and its disk says so.
+    pub const OUTDATED: u16 = 64;
 }
 
 /// A decoded (or to be encoded) header. The engine leaves `payload_len` and `payload_crc` to

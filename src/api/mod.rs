@@ -9,7 +9,7 @@
 //! * `GET  /v1/version`                → [`Version`]
 //!
 //! Verbs: up, down, connect, disconnect, primary, secondary, suspend-io,
-//! resume-io, invalidate, invalidate-remote, verify, resize,
+//! resume-io, outdate, invalidate, invalidate-remote, verify, resize,
 //! new-current-uuid, adjust, dump (the configuration as the daemon understood it).
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Order {
-    /// `primary --force`, `down --force`, `resize --force`.
+    /// `primary --force`, `secondary --force`, `down --force`, `resize --force`.
     pub(crate) force: bool,
     /// Name of the peer for connect, disconnect, invalidate-remote, verify; all when absent.
     pub(crate) peer: Option<String>,
@@ -46,7 +46,7 @@ pub(crate) struct Answer {
 /// A verb was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ErrorBody {
-    /// Stable word: state, no-disk, no-up-to-date-data, in-use, peer-refused, unknown, timeout,
+    /// Stable word: state, no-disk, no-up-to-date-data, lower-than-outdated, in-use, peer-refused, unknown, timeout,
     /// config, metadata, device, not-up, other.
     pub(crate) kind: String,
     /// What happened and why.
@@ -268,7 +268,7 @@ pub(crate) struct EventLine {
     pub(crate) time_ms: u64,
     /// Resource.
     pub(crate) resource: String,
-    /// role, disk, connection, replication, peer-role, peer-disk, suspended, incident; exists: the
+    /// role, disk, connection, replication, peer-role, peer-disk, suspended, handler, incident; exists: the
     /// present state is told, changes follow.
     pub(crate) kind: String,
     /// Peer's name where one is concerned.

@@ -13,7 +13,7 @@ pub(crate) const DEFAULT_CONTROL: &str = "/run/twinblk/control.sock";
 #[command(
     after_help = "Exit codes: 0 done, 1 usage, 5 timeout, 10 unknown resource or other \
 error, 11 refused by the state, 12 in use, 13 refused by the peer, 16 no disk, 17 no up-to-date \
-data, 20 no daemon, 21 configuration, 22 metadata."
+data, 18 worse than Outdated, 20 no daemon, 21 configuration, 22 metadata."
 )]
 pub(crate) struct Cli {
     /// The daemon's control socket [env TWINBLK_CONTROL, default /run/twinblk/control.sock].
@@ -97,7 +97,13 @@ pub(crate) enum Verb {
         force: bool,
     },
     /// Make this node a Secondary.
-    Secondary(Resource),
+    Secondary {
+        #[command(flatten)]
+        resource: Resource,
+        /// Also when clients hold the export, or I/O is suspended: they get errors.
+        #[arg(long)]
+        force: bool,
+    },
     /// Print the role.
     Role(Resource),
     /// Print the state of the connection.
@@ -159,6 +165,8 @@ pub(crate) enum Verb {
     SuspendIo(Resource),
     /// Let I/O go on, also when a peer that was lost is still being fenced.
     ResumeIo(Resource),
+    /// Declare this node's data older than another's: it cannot be promoted until it has met that one.
+    Outdate(Resource),
     /// Declare this node's data worthless: full sync from the peer.
     Invalidate(Resource),
     /// Declare the peer's data worthless: full sync to it.

@@ -60,7 +60,15 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
                 ..none()
             },
         ),
-        Verb::Secondary(resource) => ("secondary", resource, none()),
+        Verb::Secondary { resource, force } => (
+            "secondary",
+            resource,
+            Order {
+                force: *force,
+                ..none()
+            },
+        ),
+        Verb::Outdate(resource) => ("outdate", resource, none()),
         Verb::Adjust { resource, dry_run } => (
             "adjust",
             resource,

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use twinblk_engine::handler::HandlerKind;
 
 /// Nodes this version can connect.
 const NODES: usize = 2;
@@ -30,6 +31,7 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
         check_nodes(file, problems);
         check_times(file, problems);
         check_auto_promote(file, problems);
+        check_fencing(file, problems);
         for node in &file.nodes {
             let owner = &node.name.value;
             // A node may have the same address for all its resources, but only one node can.
@@ -205,6 +207,21 @@ fn check_volumes(node: &FileNode, problems: &mut Vec<Problem>) {
         let message = "this version mirrors one volume per resource, number 0";
         let help = "make another resource of it, in a file of its own";
         problems.push(Problem::at(&volume.number.spot, message).help(help));
+    }
+}
+
+/// A peer that is lost could not be fenced, and clients would wait for ever.
+fn check_fencing(file: &FileResource, problems: &mut Vec<Problem>) {
+    let policy = file.settings.get(Key::Fencing);
+    if policy == Value::Word("dont-care") || file.handlers.set().has(HandlerKind::FencePeer) {
+        return;
+    }
+    let written = file.written.iter().find(|(k, _)| *k == Key::Fencing);
+    if let Some((_, spot)) = written {
+        let message = format!("`fencing = {policy}` needs the handler `fence-peer`");
+        let help =
+            "add it to [handlers], or leave `fencing` at \"dont-care\"; see docs/handlers.md";
+        problems.push(Problem::at(spot, message).help(help));
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) enum Key {
     AfterSb1Pri,
     AfterSb2Pri,
     AllowTwoPrimaries,
+    Fencing,
     BlockSize,
     CMaxRate,
     ResyncWindow,
@@ -53,6 +54,7 @@ pub(crate) enum Key {
     AutoPromote,
     DeviceTimeout,
     DeviceDeadTimeout,
+    HandlerTimeout,
 }
 
 /// What an option's value may be.
@@ -128,7 +130,7 @@ const AFTER_SB: [&str; 1] = ["disconnect"];
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 21] = [
+pub(crate) static OPTIONS: [OptionRow; 23] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -275,6 +277,22 @@ pub(crate) static OPTIONS: [OptionRow; 21] = [
         "Whether two nodes may be Primary at the same time.",
     ),
     row(
+        Key::Fencing,
+        Section::Net,
+        "fencing",
+        Kind::Word {
+            supported: &["dont-care", "resource-only", "resource-and-stonith"],
+            later: &[],
+        },
+        Value::Word("dont-care"),
+        How::Live,
+        "What to do when a peer is lost that could be promoted. `dont-care`: go on. \
+         `resource-only`: call the handler `fence-peer`, and go on meanwhile. \
+         `resource-and-stonith`: I/O waits until `fence-peer` has made sure that the peer cannot be \
+         promoted, or the peer is back. With both of the latter a node that cannot see its peer is \
+         promoted only if `fence-peer` succeeds. See [handlers.md](handlers.md).",
+    ),
+    row(
         Key::BlockSize,
         Section::Disk,
         "block-size",
@@ -379,6 +397,16 @@ pub(crate) static OPTIONS: [OptionRow; 21] = [
         How::Live,
         "How long I/O on the kernel device waits while the daemon is not there, or must not serve it; \
          then it fails.",
+    ),
+    row(
+        Key::HandlerTimeout,
+        Section::Options,
+        "handler-timeout",
+        time(1000, 3600),
+        Value::Time(seconds(60)),
+        How::Live,
+        "How long a handler may run. Then it is ended, with all it has started: first by SIGTERM, a \
+         few seconds later by SIGKILL. See [handlers.md](handlers.md).",
     ),
 ];
 

@@ -1,5 +1,6 @@
 //! A configuration that has been read and checked.
 
+use super::handlers::Handlers;
 use super::options::Key;
 use super::settings::Settings;
 use super::values::Value;
@@ -8,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use twinblk_engine::config as engine;
+use twinblk_engine::fencing::Fencing;
 use twinblk_engine::ids::{NodeId, VolumeId};
 
 /// Port of a node whose address names none.
@@ -46,6 +48,8 @@ pub(crate) struct Resource {
     pub(crate) peers: Vec<Node>,
     /// Options.
     pub(crate) settings: Settings,
+    /// Handlers.
+    pub(crate) handlers: Handlers,
 }
 
 /// A node of a resource.
@@ -202,6 +206,20 @@ impl Resource {
         self.settings.get(Key::AutoPromote) == Value::Flag(true)
     }
 
+    /// How long a handler may run.
+    pub(crate) fn handler_timeout(&self) -> Duration {
+        self.settings.time(Key::HandlerTimeout)
+    }
+
+    /// What is done when a peer is lost.
+    fn fencing(&self) -> Fencing {
+        match self.settings.get(Key::Fencing) {
+            Value::Word(word) => Fencing::ALL.into_iter().find(|f| f.name() == word),
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+
     /// How long the kernel device waits.
     pub(crate) fn device_timeouts(&self) -> userspace_nbd::kernel::Timeouts {
         userspace_nbd::kernel::Timeouts {
@@ -234,6 +252,8 @@ impl Resource {
             resync_max_rate: s.number(Key::CMaxRate),
             resync_window: s.number(Key::ResyncWindow),
             al_extents: self.small(Key::AlExtents),
+            fencing: self.fencing(),
+            handlers: self.handlers.set(),
             // The other policies are refused when the file is read, so the engine's defaults
             // (`disconnect`, one Primary) are what the file says.
             ..engine::Options::default()

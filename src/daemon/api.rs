@@ -157,7 +157,9 @@ async fn carry_out(
         "adjust" => return supervisor.adjust(name, order.dry_run).await,
         "dump" => return Ok(config::dump::dump(&supervisor.configured(name)?)),
         "primary" => Command::Primary { force: order.force },
+        "secondary" if order.force => Command::SecondaryByForce,
         "secondary" => Command::Secondary,
+        "outdate" => Command::Outdate,
         "connect" => Command::Connect {
             peer: peer(supervisor, name, order)?,
             discard_my_data: order.discard_my_data,
@@ -200,7 +202,12 @@ async fn carry_out(
 }
 
 async fn order_engine(running: &Running, command: Command) -> Result<String, ErrorBody> {
-    let result = running.order(command, ORDER_TIME).await;
+    let limit = match command {
+        // It may have to wait for `fence-peer`.
+        Command::Primary { .. } => ORDER_TIME + lock(&running.config).handler_timeout(),
+        _ => ORDER_TIME,
+    };
+    let result = running.order(command, limit).await;
     told(running, result)
 }
 
@@ -224,6 +231,12 @@ async fn order_with_device(
         }
         Command::Secondary => {
             let released = device.release(running).await?;
+            let mut answer = released.until_answered(running.give(command));
+            let result = running.answer_within(&mut answer, ORDER_TIME).await;
+            told(running, result)
+        }
+        Command::SecondaryByForce => {
+            let released = device.release_for_down(running, true).await?;
             let mut answer = released.until_answered(running.give(command));
             let result = running.answer_within(&mut answer, ORDER_TIME).await;
             told(running, result)

@@ -191,6 +191,7 @@ pub(crate) fn error(config: &config::Resource, refusal: &Refusal) -> ErrorBody {
         RefusalKind::State => ("state", 11),
         RefusalKind::NoDisk => ("no-disk", 16),
         RefusalKind::NoUpToDateData => ("no-up-to-date-data", 17),
+        RefusalKind::LowerThanOutdated => ("lower-than-outdated", 18),
         RefusalKind::InUse => ("in-use", 12),
         RefusalKind::PeerRefused => ("peer-refused", 13),
         RefusalKind::Unknown => ("unknown", 10),
@@ -262,13 +263,17 @@ pub(crate) fn event_line(config: &config::Resource, event: &Event) -> EventLine 
         volume,
         from,
         to,
-        severity: match event.severity {
-            Severity::Info => "info",
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        }
-        .to_string(),
+        severity: severity(event.severity).to_string(),
         cause: names(config, &event.cause),
+    }
+}
+
+/// How much attention an event deserves, in the words of the stream.
+pub(crate) fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
     }
 }
 
@@ -309,6 +314,16 @@ pub(crate) fn state_lines(status: &ResourceStatus) -> Vec<EventLine> {
         cause: cause.to_string(),
     };
     let mut lines = vec![line("role", None, None, &status.role, "present state")];
+    lines.push(line(
+        "suspended",
+        None,
+        None,
+        &match status.suspended_for.is_empty() {
+            true => "no".to_string(),
+            false => status.suspended_for.join(","),
+        },
+        "present state",
+    ));
     for v in &status.volumes {
         lines.push(line("disk", None, Some(v.volume), &v.disk, &v.reason));
     }

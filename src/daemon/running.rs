@@ -2,6 +2,7 @@
 
 use super::convert;
 use super::dial::DialState;
+use super::handlers::{self, Place};
 use super::kernel_device::KernelDevice;
 use crate::api::EventLine;
 use crate::config;
@@ -14,7 +15,6 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
 use twinblk_engine::event::{DiskState, Event, Role, Severity, What};
-use twinblk_engine::handler::HandlerResult;
 use twinblk_engine::ids::CommandId;
 
 /// How long the loop may take to tell its state; it does so between two turns.
@@ -197,7 +197,12 @@ impl Running {
     }
 
     /// Something came from the loop. Answers `false` after its last word.
-    pub(crate) fn hear(&self, message: FromLoop, events: &broadcast::Sender<EventLine>) -> bool {
+    pub(super) fn hear(
+        self: &Arc<Self>,
+        message: FromLoop,
+        events: &broadcast::Sender<EventLine>,
+        place: &Place,
+    ) -> bool {
         match message {
             FromLoop::Event(event) => {
                 if let What::Disk(volume, DiskState::Attaching, _) = event.what {
@@ -219,10 +224,14 @@ impl Running {
                 peer,
                 volume,
             } => {
-                // The configuration names none yet, so none is asked for.
-                let why = format!("{} ({peer:?}, {volume:?}) is not run", kind.name());
-                let broken = HandlerResult::Broken(why);
-                let _ = self.handle.send(ToLoop::HandlerDone(id, broken));
+                let run = handlers::Run {
+                    id,
+                    kind,
+                    peer,
+                    volume,
+                };
+                let (place, events) = (place.clone(), events.clone());
+                tokio::spawn(handlers::run(place, Arc::clone(self), run, events));
             }
             FromLoop::CommandDone(id, result) => {
                 if let Some(waiter) = lock(&self.orders).remove(&id.0) {
@@ -274,7 +283,7 @@ impl Running {
     }
 
     /// Events go to the log once: a peer that flaps does not flood it with the same line.
-    fn log(&self, line: &EventLine, severity: Severity) {
+    pub(super) fn log(&self, line: &EventLine, severity: Severity) {
         let text = convert::event_text(line);
         let mut last = lock(&self.last_event);
         if *last == text {

@@ -1,6 +1,7 @@
 //! The owner of the list of resources: up, down, adjust, and what happens when a loop ends. A resource
 //! that fails does not touch the others.
 
+use super::handlers::Place;
 use super::kernel_device::{KernelDevice, LeftOver};
 use super::running::{Answer, NoStatus, Running, lock};
 use super::state::StateDir;
@@ -489,8 +490,12 @@ async fn hear(
     running: Arc<Running>,
     mut from_loop: mpsc::UnboundedReceiver<FromLoop>,
 ) {
+    let place = Place {
+        config_dir: supervisor.options.config_dir.clone(),
+        control: supervisor.options.control.clone(),
+    };
     while let Some(message) = from_loop.recv().await {
-        if !running.hear(message, &supervisor.events) {
+        if !running.hear(message, &supervisor.events, &place) {
             break;
         }
     }

@@ -53,6 +53,10 @@ impl Resource {
                 continue;
             };
             let volume = request.volume;
+            // Whatever became of the disk: who waits is told when the suspension ends.
+            if self.suspended.any() && self.stopping.is_none() {
+                return;
+            }
             if !self.volumes[volume].is_up_to_date() || self.stopping.is_some() {
                 // The disk went out of use while the write waited, or the resource is going down.
                 self.leave_gate(logged);

@@ -75,6 +75,7 @@ impl Resource {
                 self.leader_appeared(p);
             }
         }
+        self.no_longer_outdated(p);
         let now = self.now;
         if let Some(link) = &mut self.peers[p].link {
             link.params = Some(params);
@@ -183,7 +184,8 @@ impl Resource {
     }
 
     fn is_drained(&self) -> bool {
-        self.started == 0
+        // What is done, and waits for its answer, is not under way.
+        self.started == self.held.len()
             && self.receivers_idle()
             && self.role_change.is_none()
             && self
@@ -448,6 +450,7 @@ impl Resource {
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
         self.set_peer_role(p, facts.role, "told by the peer");
         self.peers[p].forget_told();
+        self.fence_met(p);
         for (v, decision) in decisions.iter().enumerate() {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
@@ -457,7 +460,7 @@ impl Resource {
             self.adopt_size(p, v, &params.volumes[v]);
             let equal = same(fact.current, self.volumes[v].generations.current);
             if self.is_group() && fact.crashed_primary && equal {
-                self.met_the_crashed_primary(v);
+                self.met_the_crashed_primary(p, v);
             }
             self.peers[p].volumes[v].lacks_current =
                 !same(fact.current, self.volumes[v].generations.current);
@@ -479,6 +482,7 @@ impl Resource {
                         DiskState::Outdated | DiskState::Consistent
                     ) && !self.is_group()
                     {
+                        self.all_fenced(v);
                         self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
                         self.set_disk(v, DiskState::UpToDate, decision.reason.clone());
                     }
@@ -556,6 +560,7 @@ impl Resource {
             && matches!(disk, DiskState::Outdated | DiskState::Consistent)
         {
             self.no_doubt(v);
+            self.all_fenced(v);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             let reason = "the peer is UpToDate and of the same generation".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);

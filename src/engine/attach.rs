@@ -137,7 +137,11 @@ impl Resource {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
+        self.doubt_at_start(v);
         self.doubt(v);
+        if self.volumes[v].disk == DiskState::Consistent {
+            self.volumes[v].was_current = false;
+        }
         let ready = self.volumes.iter().all(|v| v.has_disk());
         if ready {
             for p in 0..self.peers.len() {
@@ -382,6 +386,12 @@ impl Resource {
                     let p = self.live_peer(node, link);
                     self.size_taken(p, v);
                 }
+                Waiter::Outdated(id) => self.outdated(id),
+                Waiter::Left(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.left_outdated(p);
+                    }
+                }
                 Waiter::Repair(node, link) => {
                     if self.live_peer(node, link).is_some() {
                         self.repair_ready();
@@ -442,7 +452,10 @@ impl Resource {
                 // Its disk says Primary for ever; that this node is not is told to the peers.
                 Waiter::Demoted => self.demoted(),
                 Waiter::Stopped => self.stop_written(),
-                Waiter::Renegotiate(id, _) | Waiter::Measured(id, ..) | Waiter::Resized(id, ..) => {
+                Waiter::Renegotiate(id, _)
+                | Waiter::Outdated(id)
+                | Waiter::Measured(id, ..)
+                | Waiter::Resized(id, ..) => {
                     let refusal = crate::command::Refusal {
                         kind: crate::command::RefusalKind::NoDisk,
                         reason: reason.to_string(),
@@ -457,6 +470,11 @@ impl Resource {
                 }
                 // What is held is ended: the disk has failed.
                 Waiter::Following(node) => self.following(node),
+                Waiter::Left(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.leave(p);
+                    }
+                }
                 Waiter::Attached
                 | Waiter::Follows(..)
                 | Waiter::Repair(..)
@@ -519,6 +537,11 @@ impl Resource {
                 "{old:?} to {state:?}: {reason}"
             );
             volume.disk_since = now;
+            volume.was_current = match state {
+                DiskState::UpToDate => true,
+                DiskState::Consistent => volume.was_current,
+                _ => false,
+            };
             let id = volume.id;
             let severity = match state {
                 DiskState::Failed => Severity::Error,

@@ -136,7 +136,10 @@ impl Resource {
                     self.name_resync(p, v);
                 }
                 (ReplState::WFBitMapT, Some(base)) => {
-                    pv.start.committing = true;
+                    if !self.resync_allowed(p) {
+                        continue;
+                    }
+                    self.peers[p].volumes[v].start.committing = true;
                     self.mark_for_others(p, v);
                     let others: Vec<_> = self.peers.iter().map(|x| x.node).collect();
                     let others = others.into_iter().filter(|&x| x != node);

@@ -19,6 +19,8 @@ pub enum Command {
     AutoDemote,
     /// Become Secondary. Refused while a client holds the export.
     Secondary,
+    /// Become Secondary also when clients hold the export or I/O is suspended: they get errors.
+    SecondaryByForce,
     /// Connect to one peer or all.
     Connect {
         /// One peer, or all.
@@ -64,6 +66,8 @@ pub enum Command {
         /// Both copies are declared equal: skip the initial sync.
         clear_bitmap: bool,
     },
+    /// Declare the local data older than another copy's.
+    Outdate,
     /// Let clients' requests wait.
     SuspendIo,
     /// Let them go on.
@@ -97,6 +101,8 @@ pub enum RefusalKind {
     NoDisk,
     /// Needs access to UpToDate data (exit 17).
     NoUpToDateData,
+    /// The disk is worse than Outdated (exit 18).
+    LowerThanOutdated,
     /// A client holds the export (exit 12).
     InUse,
     /// The peer said no (exit 13).

@@ -14,6 +14,7 @@ use crate::output::{Output, ReplyError};
 use crate::request::{LocalPart, RequestKey, errno};
 use crate::resource::Resource;
 use crate::transfer_log::Entry;
+use alloc::vec::Vec;
 use twinblk_protocol::control::Protocol;
 use twinblk_protocol::frame::{Header, Kind, flags};
 
@@ -91,6 +92,7 @@ impl Resource {
             return;
         };
         let failed = self.volumes[r.volume].disk == crate::event::DiskState::Failed;
+        let outdated = self.volumes[r.volume].disk == crate::event::DiskState::Outdated;
         let error = match r.local {
             LocalPart::NotStarted | LocalPart::InFlight => return,
             // Neither a generation nor a mark of a disk that failed can be relied upon: what was not
@@ -98,6 +100,15 @@ impl Resource {
             LocalPart::Done if failed => Some(ReplyError {
                 errno: errno::EIO,
                 text: "the local disk has failed",
+            }),
+            LocalPart::Done if r.given_up => Some(ReplyError {
+                errno: errno::EIO,
+                text: "I/O was held back, and was given up by an order",
+            }),
+            // Another node has gone on without this write.
+            LocalPart::Done if outdated => Some(ReplyError {
+                errno: errno::EIO,
+                text: "the local disk is Outdated: another node is Primary",
             }),
             LocalPart::Done => None,
             LocalPart::Failed(_) => Some(ReplyError {
@@ -111,9 +122,9 @@ impl Resource {
         if r.awaiting != 0 && !crate::sabotage::is(crate::sabotage::Mistake::AckBeforePeer) {
             return;
         }
-        if self.volumes[r.volume].bump_running || self.suspended.any() {
-            self.held.push(key);
-            return;
+        let v = &self.volumes[r.volume];
+        if v.bump_running || v.bump_owed || self.suspended.any() {
+            return self.hold(key);
         }
         if r.rest > 0 && error.is_none() {
             return self.next_part(key);
@@ -143,18 +154,31 @@ impl Resource {
         self.gated.push_back(key);
     }
 
+    /// The answer waits.
+    fn hold(&mut self, key: RequestKey) {
+        if let Some(r) = self.requests.get_mut(key)
+            && !core::mem::replace(&mut r.held, true)
+        {
+            self.held.push(key);
+        }
+    }
+
     /// The new generation is on the disk: what waited for it may be answered.
     pub(crate) fn release_held(&mut self) {
         for key in core::mem::take(&mut self.held) {
+            if let Some(r) = self.requests.get_mut(key) {
+                r.held = false;
+            }
             self.try_complete(key);
         }
     }
 
-    /// What waited for its answer gets an error.
-    pub(crate) fn fail_held(&mut self) {
-        for &key in &self.held {
+    /// What waits for its answer, or would when it is done, gets an error.
+    pub(crate) fn give_up_started(&mut self) {
+        let keys: Vec<RequestKey> = self.requests.iter().map(|(key, _)| key).collect();
+        for key in keys {
             if let Some(r) = self.requests.get_mut(key) {
-                r.local = LocalPart::Failed(errno::EIO);
+                r.given_up = r.kind != RequestKind::Read;
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What the engine must know of the configuration. Files and their syntax are the daemon's affair.
 
+use crate::fencing::Fencing;
 use crate::handler::HandlerSet;
 use crate::ids::{NodeId, VolumeId};
 use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri};
@@ -44,6 +45,8 @@ pub struct Options {
     pub after_sb_1pri: AfterSb1Pri,
     /// Policy after a split brain with two Primaries.
     pub after_sb_2pri: AfterSb2Pri,
+    /// What is done when a peer is lost.
+    pub fencing: Fencing,
     /// Handlers that are configured.
     pub handlers: HandlerSet,
 }
@@ -67,6 +70,7 @@ impl Default for Options {
             after_sb_0pri: AfterSb0Pri::Disconnect,
             after_sb_1pri: AfterSb1Pri::Disconnect,
             after_sb_2pri: AfterSb2Pri::Disconnect,
+            fencing: Fencing::default(),
             handlers: HandlerSet::default(),
         }
     }

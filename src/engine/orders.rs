@@ -54,6 +54,8 @@ impl Resource {
             Command::AutoPromote => self.auto_promote(id),
             Command::AutoDemote => self.auto_demote(id),
             Command::Secondary => self.demote(Some(id)),
+            Command::SecondaryByForce => self.demote_by_force(id),
+            Command::Outdate => self.order_outdate(id),
             Command::Connect {
                 peer,
                 discard_my_data,
@@ -71,7 +73,9 @@ impl Resource {
             Command::SuspendIo => self.order_suspend(id),
             Command::ResumeIo => self.order_resume(id),
             Command::SetOptions(options) => {
+                let fencing = self.cfg.options.fencing;
                 self.cfg.options = *options;
+                self.fencing_changed(fencing);
                 self.done(id, Ok(String::new()));
             }
             Command::Stop { force } => self.order_stop(id, force),
@@ -310,6 +314,7 @@ impl Resource {
             written: false,
             left: 0,
         });
+        self.forget_waiting_promotion();
         self.fail_suspended("the resource goes down");
         while let Some(key) = self.logged.pop_front().or_else(|| self.gated.pop_front()) {
             self.fail_unstarted(key);

@@ -190,6 +190,8 @@ pub enum Output {
         /// What came of it.
         result: CommandResult,
     },
+    /// Close all clients' connections; what is under way for them may still be answered.
+    CloseClients,
     /// Run a handler that is configured; the answer is [`crate::input::Input::HandlerDone`].
     Handler {
         /// Comes back in the answer.

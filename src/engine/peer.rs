@@ -3,6 +3,7 @@
 
 use crate::epoch_receiver::EpochReceiver;
 use crate::event::{ConnState, DiskState, ReplState, Role};
+use crate::fencing::Fence;
 use crate::group::Members;
 use crate::handshake::Decision;
 use crate::ids::{CommandId, NodeId, VolumeId};
@@ -69,6 +70,12 @@ pub(crate) struct Link {
     pub(crate) granted_to_me: Option<u64>,
     /// Something we asked the peer for.
     pub(crate) asked: Option<Asked>,
+    /// By volume: the peer was known to be outdated when this link came up.
+    pub(crate) was_outdated: Vec<bool>,
+    /// Sequence number of the last pong.
+    pub(crate) ponged: u64,
+    /// The handler `before-resync-target` was asked on this connection; whether it has allowed it.
+    pub(crate) before_resync: Option<bool>,
     /// A request of the peer that waits until everything it sent before is on the disk.
     pub(crate) deferred: Option<(u64, twinblk_protocol::control::Change)>,
 }
@@ -143,6 +150,8 @@ pub(crate) struct PeerVolume {
     pub(crate) ack_due: Option<Instant>,
     /// Who is in step, as the peer was told last.
     pub(crate) told: Option<Members>,
+    /// Under a fencing policy: this peer may have gone on, or go on, without this copy.
+    pub(crate) unfenced: bool,
     /// What it is to be told when all writes up to this tag are stable everywhere.
     pub(crate) to_tell: Option<(Members, u64)>,
 }
@@ -195,6 +204,8 @@ pub(crate) struct Peer {
     pub(crate) views: Views,
     /// Ranges the peer asked to have the digests of.
     pub(crate) asked_ranges: usize,
+    /// What is done to make sure that it cannot be promoted.
+    pub(crate) fence: Fence,
 }
 
 impl Peer {
@@ -227,6 +238,7 @@ impl Peer {
                     later: false,
                     ack_due: None,
                     told: None,
+                    unfenced: false,
                     to_tell: None,
                 })
                 .collect(),
@@ -244,6 +256,7 @@ impl Peer {
             settled_told: 0,
             views: Views::default(),
             asked_ranges: 0,
+            fence: Fence::default(),
         }
     }
 

@@ -50,6 +50,10 @@ pub(crate) struct Request {
     pub(crate) local: LocalPart,
     /// Bit per node: peers whose word the answer waits for.
     pub(crate) awaiting: u16,
+    /// It waits among those that are held.
+    pub(crate) held: bool,
+    /// An order has given it up: it gets an error.
+    pub(crate) given_up: bool,
     pub(crate) started_at: Instant,
 }
 
@@ -117,6 +121,8 @@ impl Resource {
             rest: request.len - first,
             local: LocalPart::NotStarted,
             awaiting: 0,
+            held: false,
+            given_up: false,
             started_at: self.now,
         });
         match request.kind {

@@ -5,10 +5,12 @@ use crate::auto_promote::Auto;
 use crate::command::Command;
 use crate::config::ResourceConfig;
 use crate::event::{DiskState, Event, ReplState, Role, Severity, What};
+use crate::fence_promotion::WaitingPromotion;
 use crate::handler::Call;
 use crate::ids::{CommandId, NodeId, OpId, VolumeId};
 use crate::input::{ClientRequest, DiskDone, Input};
 use crate::metadata::superblock::MdFlags;
+use crate::outdate::Outdating;
 use crate::output::{Channel, Output};
 use crate::overlap::LockId;
 use crate::peer::Peer;
@@ -109,6 +111,10 @@ pub struct Resource {
     pub(crate) waiting_commands: VecDeque<(CommandId, Command)>,
     /// `disconnect` orders to answer when the links are gone.
     pub(crate) leaving: Vec<CommandId>,
+    /// A promotion that waits until missing peers are fenced.
+    pub(crate) waiting_promotion: Option<WaitingPromotion>,
+    /// `outdate` orders that wait for peers to show that they live.
+    pub(crate) outdating: Vec<Outdating>,
     pub(crate) next_tid: u64,
     /// Tag of the last write started.
     pub(crate) next_tag: u64,
@@ -154,6 +160,8 @@ impl Resource {
             started: 0,
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
+            waiting_promotion: None,
+            outdating: Vec::new(),
             next_tid: 0,
             next_tag: 0,
             out: Vec::new(),
@@ -250,6 +258,8 @@ impl Resource {
 
     fn settle_once(&mut self) {
         self.end_doomed();
+        self.fence_progress();
+        self.outdate_progress();
         self.promotion_consent();
         self.run_gate();
         for v in 0..self.volumes.len() {
@@ -387,6 +397,7 @@ impl Resource {
                     self.orders_deadline(p),
                     self.resync_deadline(p),
                     self.verify_deadline(p),
+                    self.fence_deadline(p),
                 ]
             })
             .flatten()
@@ -396,9 +407,10 @@ impl Resource {
     /// Nothing is in flight and nothing is being negotiated: only timers or new inputs can change
     /// anything.
     pub fn is_idle(&self) -> bool {
-        self.started == 0
-            && self.gated.is_empty()
-            && self.logged.is_empty()
+        // Suspended I/O waits for an order, a handler or a peer.
+        let waits = self.suspended.any();
+        (self.started == 0 || waits && self.started == self.held.len())
+            && (waits || self.gated.is_empty() && self.logged.is_empty())
             && self.volumes.iter().all(|v| v.cold.is_empty())
             && self.ops.len() == 0
             && self.receivers_idle()
@@ -531,6 +543,7 @@ impl Resource {
             && !self.peers[p].is_parked()
         {
             self.no_doubt(v);
+            self.all_fenced(v);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             let reason = "in step with a peer that is UpToDate".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);

@@ -8,6 +8,7 @@
 
 use crate::event::{DiskState, ReplState, Severity};
 use crate::generations::same;
+use crate::handler::{HandlerKind, Then};
 use crate::ids::{BufId, VolumeId};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output, SendBody};
@@ -73,6 +74,11 @@ pub(crate) struct Resync {
 
 impl Resync {
     /// The target has the source's generations, and its disk may not have them yet.
+    /// Source: the target may have been told that nothing is missing.
+    pub(crate) fn finish_sent(&self) -> bool {
+        self.finish_sent
+    }
+
     pub(crate) fn is_adopting(&self) -> bool {
         self.is_adopting
     }
@@ -409,6 +415,7 @@ impl Resource {
             self.reconciled(p, v);
             if self.is_group() {
                 if worth == DiskState::UpToDate {
+                    self.all_fenced(v);
                     self.no_doubt(v);
                 }
                 let (primary, secondary) = self.peers[p].volumes[v].start.peer_crashed;
@@ -455,6 +462,12 @@ impl Resource {
         };
         self.send_message(p, Channel::Data, &message);
         self.tell_state();
+        self.call_handler(
+            HandlerKind::AfterResyncTarget,
+            Some(p),
+            Some(self.volumes[v].id),
+            Then::Nothing,
+        );
         self.compare_with_others(p);
     }
 

@@ -55,6 +55,14 @@ impl Resource {
         if self.role == Role::Primary {
             return self.done(id, Ok(format!("{} is already Primary", self.cfg.me.name)));
         }
+        if self.waiting_promotion.is_some() {
+            let text = format!("{} is being promoted already", self.cfg.me.name);
+            let way_out = "wait until its peers are fenced: `twinblk status`";
+            return self.done(id, Err(refuse(RefusalKind::State, text, way_out)));
+        }
+        if self.stopping.is_none() && self.fences_first(id, force) {
+            return;
+        }
         if let Err(refusal) = self.may_promote(force, false) {
             return self.done(id, Err(refusal));
         }
@@ -195,6 +203,9 @@ impl Resource {
         if waiting || !drained || !self.volumes.iter().all(|v| v.log_is_idle()) {
             return;
         }
+        if self.fences_after_all(force) {
+            return;
+        }
         // The world may have changed while the peers were asked.
         if let Err(refusal) = self.may_promote(force, true) {
             return self.end_role_change(Err(refusal));
@@ -251,6 +262,7 @@ impl Resource {
         let text = format!("{} is Primary now", self.cfg.me.name);
         self.end_role_change(Ok(text));
         self.tell_state();
+        self.fence_missing();
         self.leads_now();
         if renegotiate {
             self.renegotiate("the data of this node were declared current");
@@ -286,10 +298,27 @@ impl Resource {
             return Err(refuse(
                 RefusalKind::State,
                 format!("I/O is suspended ({})", self.suspended.words()),
-                format!("end that first: `twinblk resume-io {}`", self.cfg.name),
+                format!(
+                    "end that first: `twinblk resume-io {0}`, or give clients errors with \
+                     `twinblk secondary --force {0}`",
+                    self.cfg.name
+                ),
             ));
         }
         Ok(())
+    }
+
+    /// `secondary --force`: clients get errors, at once.
+    pub(crate) fn demote_by_force(&mut self, id: CommandId) {
+        if self.role == Role::Primary {
+            self.clients = crate::slots::Slots::default();
+            self.out.push(Output::CloseClients);
+            self.fail_suspended("given up by `secondary --force`");
+            for v in 0..self.volumes.len() {
+                self.fail_gated(v);
+            }
+        }
+        self.demote(Some(id));
     }
 
     /// Who holds the export, as a refusal.

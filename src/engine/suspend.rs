@@ -137,7 +137,13 @@ impl Resource {
         for v in 0..self.volumes.len() {
             self.fail_gated(v);
         }
-        self.fail_held();
+        self.give_up_started();
+        for v in &mut self.volumes {
+            v.bump_owed = false;
+        }
+        for p in &mut self.peers {
+            p.fence.awaited = false;
+        }
         for reason in Reason::ALL {
             self.resume(reason, String::from(cause));
         }
@@ -154,6 +160,9 @@ impl Resource {
     pub(crate) fn order_resume(&mut self, id: CommandId) {
         if !self.suspended.any() {
             return self.done(id, Ok(String::from("I/O was not suspended")));
+        }
+        for p in &mut self.peers {
+            p.fence.awaited = false;
         }
         for reason in [Reason::User, Reason::Fencing] {
             self.resume(reason, String::from("resumed by an administrator"));

@@ -69,6 +69,10 @@ pub(crate) enum Waiter {
     Resized(CommandId, NodeId, u64, u64, u64),
     /// A size is on the disk; the peer, if any, is talked to anew (link).
     SizeTaken(NodeId, u64),
+    /// That this copy is Outdated is on the disk: answer the order.
+    Outdated(CommandId),
+    /// The same, and this Primary may be left (link number).
+    Left(NodeId, u64),
     /// A change of our own is on the disk: finish the command and talk to the peers anew.
     Renegotiate(CommandId, &'static str),
 }
@@ -100,6 +104,8 @@ pub(crate) struct Volume {
     pub(crate) bump_committed: bool,
     /// The generation before it.
     pub(crate) bump_from: u64,
+    /// Another one is needed, and is put off until a lost peer is fenced, or back: answers wait.
+    pub(crate) bump_owed: bool,
     /// Another one is needed as soon as this one is through.
     pub(crate) bump_again: bool,
     pub(crate) no_volatile_cache: bool,
@@ -119,6 +125,8 @@ pub(crate) struct Volume {
     /// The generation of the disk when it was attached, as long as no other node's writes have come
     /// over it since; then 0.
     pub(crate) lineage: u64,
+    /// In this life this copy was the current one, and nothing is known to be newer since.
+    pub(crate) was_current: bool,
 }
 
 impl Volume {
@@ -136,6 +144,7 @@ impl Volume {
             bump_running: false,
             bump_committed: false,
             bump_from: 0,
+            bump_owed: false,
             bump_again: false,
             no_volatile_cache: false,
             measuring: None,
@@ -146,6 +155,7 @@ impl Volume {
             cold: VecDeque::new(),
             marked_after_crash: 0,
             lineage: 0,
+            was_current: false,
         }
     }
 

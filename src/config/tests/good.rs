@@ -228,6 +228,9 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
             Key::Timeout => "\"7s\"".to_owned(),
             Key::PingInt | Key::PingTimeout | Key::ConnectInt => "\"11s\"".to_owned(),
             Key::DeviceTimeout | Key::DeviceDeadTimeout => "\"11s\"".to_owned(),
+            Key::HandlerTimeout => "\"11s\"".to_owned(),
+            // Not without a handler.
+            Key::Fencing => continue,
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
             Key::AlExtents => "67".to_owned(),
             Key::AutoPromote => "true".to_owned(),
@@ -243,4 +246,25 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
         assert_eq!(changes.len(), 1, "{}", row.name);
         assert_eq!(changes[0].how, row.change, "{}", row.name);
     }
+}
+
+#[test]
+fn handlers_are_read_dumped_and_changed_live() {
+    use twinblk_engine::handler::HandlerKind;
+    let text = sample_and(
+        "[net]\nfencing = \"resource-only\"\n[handlers]\nfence-peer = \"/bin/fence \\\"$TWINBLK_PEER\\\"\"\n",
+    );
+    let with = resource(&text);
+    assert_eq!(
+        with.handlers.command(HandlerKind::FencePeer),
+        Some("/bin/fence \"$TWINBLK_PEER\"")
+    );
+    assert!(with.engine_options().handlers.has(HandlerKind::FencePeer));
+    assert!(!with.engine_options().handlers.has(HandlerKind::SplitBrain));
+    let dumped = dump(&with);
+    assert_eq!(resource(&dumped).handlers, with.handlers, "{dumped}");
+    let changes = diff(&resource(SAMPLE), &with);
+    let paths: Vec<&str> = changes.iter().map(|c| c.path.as_str()).collect();
+    assert_eq!(paths, ["net.fencing", "handlers.fence-peer"]);
+    assert!(changes.iter().all(|c| c.how == How::Live));
 }

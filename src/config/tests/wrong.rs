@@ -77,7 +77,7 @@ fn tables_and_keys_that_do_not_exist() {
 #[test]
 fn what_drbd_has_and_this_version_has_not_is_refused_honestly() {
     for (more, option) in [
-        ("[handlers]\nfence-peer = \"/bin/true\"\n", "`fence-peer`"),
+        ("[handlers]\nquorum-lost = \"/bin/true\"\n", "`quorum-lost`"),
         ("[startup]\nwfc-timeout = 10\n", "`wfc-timeout`"),
         ("[net]\nverify-alg = \"crc32c\"\n", "`verify-alg`"),
         ("[options]\nquorum = \"majority\"\n", "`quorum`"),
@@ -203,4 +203,22 @@ fn aliases_are_one_option() {
         "[disk]\nresync-rate = \"1M\"\nc-max-rate = \"2M\"\n",
     ));
     assert!(text.contains("are the same option"), "{text}");
+}
+
+#[test]
+fn fencing_needs_its_handler() {
+    for policy in ["resource-only", "resource-and-stonith"] {
+        let text = refusal(&sample_and(&format!("[net]\nfencing = \"{policy}\"\n")));
+        assert!(
+            text.contains("`fence-peer`") && text.contains("[handlers]"),
+            "{text}"
+        );
+    }
+    let text = refusal(&sample_and("[handlers]\nfence-peer = 3\n"));
+    assert!(text.contains("must be a string"), "{text}");
+    let text = refusal(&sample_and("[handlers]\nfence-peer = \"\"\n"));
+    assert!(text.contains("is empty"), "{text}");
+    let text = refusal(&sample_and("[handlers]\nfencing = \"x\"\n"));
+    assert!(text.contains("unknown key `fencing`"), "{text}");
+    assert!(load_text(&sample_and("[handlers]\nfence-peer = \"true\"\n")).is_ok());
 }

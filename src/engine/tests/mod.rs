@@ -5,9 +5,11 @@
 mod disk;
 mod disk_errors;
 mod explained;
+mod fencing;
 mod lineage;
 mod pair;
 mod random;
 mod resize;
 mod scenarios;
+mod suspend;
 mod verify;

@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
+    /// How often clients were thrown out.
+    pub(crate) closed_clients: u32,
     /// Handlers that were asked for and have not been answered.
     pub(crate) handlers: Vec<(crate::ids::HandlerId, crate::handler::HandlerKind)>,
     /// How many metadata, data and comparing operations succeed before some fail.
@@ -157,6 +159,7 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
+                closed_clients: 0,
                 handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
@@ -194,6 +197,23 @@ impl Pair {
         pair.settle();
         pair.expect_in_sync();
         pair
+    }
+
+    /// Changes the options of both nodes.
+    pub(crate) fn change_options(&mut self, change: impl FnOnce(&mut Options)) {
+        change(&mut self.options);
+        for n in 0..2 {
+            let options = Command::SetOptions(Box::new(self.options.clone()));
+            self.order(n, options).expect("they are taken over");
+        }
+    }
+
+    /// A node is gone, and its peer does not notice: nothing arrives, no link is reported down.
+    pub(crate) fn crash_quietly(&mut self, n: usize) {
+        self.up = false;
+        self.cable = false;
+        self.streams = Default::default();
+        self.crash(n);
     }
 
     pub(crate) fn rng(&mut self) -> u64 {
@@ -459,6 +479,7 @@ impl Pair {
                 ));
             }
             Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
+            Output::CloseClients => node.closed_clients += 1,
             Output::Stopped => node.stopped = true,
         }
     }
