@@ -29,7 +29,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("net", "rcvbuf-size", ""),
     ("net", "socket-check-timeout", ""),
     ("net", "fencing", ""),
-    ("net", "rr-conflict", ""),
     ("net", "always-asbp", ""),
     (
         "net",

@@ -142,6 +142,7 @@ impl Turn {
                 peer,
                 volume,
             }),
+            Output::DropClients { .. } => self.nbd.drop_all(&mut self.core),
             Output::Stopped => {
                 self.stopped = true;
                 self.nbd.abort_all(&mut self.core);

@@ -53,7 +53,8 @@ impl Resource {
                 continue;
             };
             let volume = request.volume;
-            if !self.volumes[volume].is_up_to_date() || self.stopping.is_some() {
+            let leaving = self.stopping.is_some() || self.evicting;
+            if !self.volumes[volume].is_up_to_date() || leaving {
                 // The disk went out of use while the write waited, or the resource is going down.
                 self.leave_gate(logged);
                 self.fail_unstarted(key);

@@ -140,6 +140,7 @@ impl Resource {
                 continue;
             }
             self.peers[p].discard_my_data = discard;
+            self.peers[p].gives_up = false;
             if discard {
                 let node = self.peers[p].node;
                 let bytes: u64 = self.volumes.iter().map(|v| v.out_of_sync(node)).sum();
@@ -162,6 +163,7 @@ impl Resource {
         };
         for p in chosen {
             self.peers[p].want = false;
+            self.peers[p].gives_up = false;
             self.part(p);
         }
         self.leaving.push(id);

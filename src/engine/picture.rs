@@ -55,6 +55,7 @@ impl Resource {
             since: peer.since,
             unsent: peer.unsent(),
             transfer_log: peer.log.len() as u64,
+            split_brain: peer.split_brain.clone(),
             volumes: peer
                 .volumes
                 .iter()

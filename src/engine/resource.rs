@@ -80,6 +80,8 @@ pub struct Resource {
     pub(crate) volumes: Vec<Volume>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) clients: Slots<Client>,
+    /// This node stops being Primary whoever uses it: requests get errors.
+    pub(crate) evicting: bool,
     pub(crate) requests: Slots<Request>,
     pub(crate) peer_requests: Slots<PeerRequest>,
     pub(crate) chunks: Slots<Chunk>,
@@ -131,6 +133,7 @@ impl Resource {
                 .map(|p| Peer::new(p.id, p.name.clone(), &ids))
                 .collect(),
             clients: Slots::default(),
+            evicting: false,
             requests: Slots::default(),
             peer_requests: Slots::default(),
             chunks: Slots::default(),

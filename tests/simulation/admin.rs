@@ -20,6 +20,8 @@ pub struct Admin {
     open: BTreeMap<u64, (usize, u64, Command)>,
     /// Nodes that were told to stop.
     stops: Vec<bool>,
+    /// Nodes whose clients were driven away and that are not Secondary yet.
+    pub(crate) evicted: Vec<bool>,
     /// Nodes that get new metadata before they are started again.
     pub(crate) starts_over: Vec<bool>,
     /// Somebody has forced the first promotion.
@@ -40,6 +42,7 @@ impl Admin {
             next: 0,
             open: BTreeMap::new(),
             stops: vec![false; plan.nodes],
+            evicted: vec![false; plan.nodes],
             starts_over: vec![false; plan.nodes],
             begun: false,
             nobody_since: None,
@@ -57,6 +60,7 @@ impl Admin {
     pub fn node_died(&mut self, n: usize) {
         self.open.retain(|_, (node, ..)| *node != n);
         self.stops[n] = false;
+        self.evicted[n] = false;
     }
 
     /// The oldest order without an answer.

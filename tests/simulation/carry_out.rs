@@ -123,6 +123,7 @@ impl World {
             }
             Output::CommandDone { id, result } => self.command_done(n, id, result),
             Output::Event(event) => self.told(n, event),
+            Output::DropClients { .. } => self.clients_dropped(n),
             // No plan configures one yet.
             Output::Handler { kind, .. } => {
                 let text = format!("node {n} asks for {}, which is not configured", kind.name());
@@ -187,6 +188,7 @@ impl World {
                 trace.mix(12);
                 trace.mix_bytes(kind.name().as_bytes());
             }
+            Output::DropClients { .. } => trace.mix(13),
             Output::Stopped => trace.mix(9),
         }
     }

@@ -25,6 +25,7 @@ pub mod node;
 mod operator;
 pub mod oracle;
 pub mod plan;
+mod policies;
 pub mod reduce;
 pub mod rng;
 pub mod run;

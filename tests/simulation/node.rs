@@ -338,6 +338,7 @@ pub fn options(plan: &Plan) -> Options {
         ko_count: 3,
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
+        policies: plan.policies,
         ..Options::default()
     };
     if plan.tight {

@@ -127,6 +127,7 @@ mod tests {
                 since: Instant(0),
                 unsent: 0,
                 transfer_log: 0,
+                split_brain: None,
                 volumes: vec![PeerVolumeStatus {
                     volume: VolumeId(0),
                     replication: ReplState::Established,

@@ -9,4 +9,5 @@ mod pair;
 mod random;
 mod resize;
 mod scenarios;
+mod split_brain;
 mod verify;

@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
+    /// How often all clients' connections were closed.
+    pub(crate) dropped: u64,
     /// Handlers that were asked for and have not been answered.
     pub(crate) handlers: Vec<(crate::ids::HandlerId, crate::handler::HandlerKind)>,
     /// How many metadata, data and comparing operations succeed before some fail.
@@ -84,7 +86,7 @@ pub(crate) struct Pair {
     pub(crate) nodes: [Node; 2],
     pub(crate) now: Instant,
     rng: Rng,
-    options: Options,
+    pub(crate) options: Options,
     /// streams[from][channel]
     streams: [[Stream; 2]; 2],
     sent: [u64; 2],
@@ -157,6 +159,7 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
+                dropped: 0,
                 handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
@@ -446,6 +449,7 @@ impl Pair {
                     event.severity, event.what, event.cause
                 ));
             }
+            Output::DropClients { .. } => node.dropped += 1,
             Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
             Output::Stopped => node.stopped = true,
         }
