@@ -42,6 +42,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             since_seconds: 5,
             unsent: 0,
             transfer_log: 0,
+            split_brain: None,
             volumes: vec![PeerVolumeStatus {
                 volume: 0,
                 replication: "Established".into(),

@@ -354,6 +354,7 @@ impl Resource {
         peer.want = peer.want && may_retry(decisions);
         peer.discard_my_data = false;
         peer.gives_up = false;
+        peer.save_to = None;
         let headline = if decision.split_brain {
             "split brain"
         } else {
@@ -441,7 +442,9 @@ impl Resource {
         peer.seen_incarnation = params.incarnation;
         peer.discard_my_data = false;
         peer.gives_up = false;
-        peer.split_brain = None;
+        if !decisions.iter().any(|d| d.split_brain) {
+            peer.split_brain = None;
+        }
         peer.told_refusal.clear();
         let name = peer.name.clone();
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
@@ -506,6 +509,7 @@ impl Resource {
                 Direction::Refuse | Direction::Yield => {}
             }
         }
+        self.peers[p].save_to = None;
         self.tell_state();
         if decisions.iter().any(|d| d.direction == Direction::Target) {
             self.part_from_others(p);

@@ -32,6 +32,7 @@ impl Resource {
         if decision.split_brain && decision.direction == Direction::Target {
             let own = self.volumes[v].bitmap(node).map(|b| b.snapshot());
             self.peers[p].volumes[v].start.own = own;
+            self.plan_save(p, v, decision);
         }
         if decision.amount == Amount::Full {
             if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
@@ -153,8 +154,10 @@ impl Resource {
                     pv.start.committing = true;
                     self.name_resync(p, v);
                 }
+                (ReplState::WFBitMapT, Some(_)) if !self.is_saved(p, v) => continue,
                 (ReplState::WFBitMapT, Some(base)) => {
-                    pv.start.committing = true;
+                    self.peers[p].volumes[v].start.committing = true;
+                    self.peers[p].split_brain = None;
                     self.mark_for_others(p, v);
                     let others: Vec<_> = self.peers.iter().map(|x| x.node).collect();
                     let others = others.into_iter().filter(|&x| x != node);
@@ -257,6 +260,7 @@ impl Resource {
             }
             ReplState::WFBitMapS if ready => {
                 self.set_peer_disk(p, v, DiskState::Inconsistent, "it is the resync target");
+                self.peers[p].split_brain = None;
                 if self.remember_role(v, p, self.role) {
                     self.commit(v, false, None);
                 }

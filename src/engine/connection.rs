@@ -184,6 +184,7 @@ impl Resource {
             let was = self.peers[p].volumes[v].replication;
             was_target |= target || was == ReplState::WFBitMapT;
             self.take_merged_back(p, v);
+            self.cancel_save(p, v);
             self.set_replication(p, v, ReplState::Off, &reason);
             self.set_peer_disk(p, v, DiskState::DUnknown, &reason);
             self.drop_resync(p, v);

@@ -23,6 +23,7 @@ pub mod handler;
 pub mod ids;
 pub mod input;
 pub mod output;
+pub mod save_discarded;
 pub mod status;
 pub mod suspend;
 pub mod time;

@@ -8,6 +8,7 @@ use crate::handshake::Decision;
 use crate::ids::{CommandId, NodeId, VolumeId};
 use crate::request::RequestKey;
 use crate::resync::Resync;
+use crate::save_discarded::Saving;
 use crate::status::SplitBrain;
 use crate::time::Instant;
 use crate::transfer_log::TransferLog;
@@ -112,6 +113,8 @@ pub(crate) struct SyncStart {
     pub(crate) toward: u64,
     /// Target in a split brain: what it has changed itself, before the source's marks were merged in.
     pub(crate) own: Option<Vec<u64>>,
+    /// Whether what is given up has to be saved first.
+    pub(crate) saving: Saving,
     /// Base generation the peer told.
     pub(crate) peer_base: Option<u64>,
 }
@@ -178,6 +181,8 @@ pub(crate) struct Peer {
     pub(crate) discard_my_data: bool,
     /// A policy gave this node's copy up, and it stopped being Primary for that.
     pub(crate) gives_up: bool,
+    /// If this node's copy is given up in the next handshake, it is saved to this file first.
+    pub(crate) save_to: Option<String>,
     /// The refusal that was told last.
     pub(crate) told_refusal: String,
     /// The split brain found when the two met last, while it is not resolved.
@@ -236,6 +241,7 @@ impl Peer {
             seen_incarnation: 0,
             discard_my_data: false,
             gives_up: false,
+            save_to: None,
             told_refusal: String::new(),
             split_brain: None,
             dry_run: None,

@@ -106,6 +106,7 @@ pub struct Resource {
     /// `disconnect` orders to answer when the links are gone.
     pub(crate) leaving: Vec<CommandId>,
     pub(crate) next_tid: u64,
+    pub(crate) next_save: u64,
     /// Tag of the last write started.
     pub(crate) next_tag: u64,
     pub(crate) out: Vec<Output>,
@@ -150,6 +151,7 @@ impl Resource {
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
             next_tid: 0,
+            next_save: 0,
             next_tag: 0,
             out: Vec::new(),
             granted: Vec::new(),
@@ -207,6 +209,7 @@ impl Resource {
             }
             Input::Command { id, command } => self.command(id, command),
             Input::HandlerDone { id, result } => self.handler_done(id, &result),
+            Input::DiscardedSaved { id, result } => self.discarded_saved(id, result),
             Input::Tick => {
                 for p in 0..self.peers.len() {
                     self.link_tick(p);

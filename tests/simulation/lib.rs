@@ -31,6 +31,7 @@ pub mod rng;
 pub mod run;
 #[cfg(sabotage)]
 pub mod sabotaged;
+mod saving;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]

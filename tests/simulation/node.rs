@@ -339,6 +339,7 @@ pub fn options(plan: &Plan) -> Options {
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
         policies: plan.policies,
+        save_discarded: plan.save_discarded,
         ..Options::default()
     };
     if plan.tight {

@@ -126,6 +126,8 @@ pub struct Plan {
     pub tight: bool,
     /// What gives way after a split brain.
     pub policies: Policies,
+    /// A copy that is given up is saved first.
+    pub save_discarded: bool,
     /// A node that ends for ever, and when: the others have to heal and serve without it.
     pub lost: Option<(usize, u64)>,
     /// Disturbances (by number) that are left out: how a failure is reduced.
@@ -187,6 +189,7 @@ impl Plan {
             al_extents,
             tight: rng.per_mille(400),
             policies: crate::policies::draw(seed, nodes),
+            save_discarded: Rng::stream(seed, 22).per_mille(500),
             lost: None,
             without: Vec::new(),
             most: u64::MAX,
@@ -235,6 +238,7 @@ impl Plan {
             al_extents: 3,
             tight: false,
             policies: Policies::default(),
+            save_discarded: false,
             lost: None,
             without: Vec::new(),
             most: 0,

@@ -35,7 +35,12 @@ fn zero_name(policy: AfterSb0Pri) -> String {
 
 /// What many runs together must have met: every value that does something has done it.
 pub(crate) fn effects() -> Vec<String> {
-    let mut all = vec!["clients dropped".to_owned()];
+    let mut all = vec![
+        "clients dropped".to_owned(),
+        "saved before it was given up".to_owned(),
+        "saving failed".to_owned(),
+        "saving cancelled".to_owned(),
+    ];
     let node = AfterSb0Pri::DiscardNode(NodeId(0));
     let zero = AfterSb0Pri::NAMED.into_iter().chain([node]);
     all.extend(zero.map(|p| format!("after-sb-0pri {}", zero_name(p))));
@@ -80,11 +85,12 @@ impl World {
             return self.trace.count(&format!("rr-conflict {value}"));
         }
         if cause.starts_with("split brain (bitmap-both)") {
-            return self.count_policy(cause.matches("(Primary").count());
+            return self.count_policy(cause.matches("(Primary").count(), false);
         }
         let resolved = cause.starts_with("split brain with ");
         let gives_way = cause.starts_with("giving way: ");
-        if !resolved && !gives_way || cause.contains("are given up by order") {
+        let by_order = resolved && !cause.contains(" are given up by after-sb-");
+        if !resolved && !gives_way || by_order {
             return;
         }
         if cause.contains("rr-conflict = ") {
@@ -113,14 +119,21 @@ impl World {
         (0..self.plan.nodes).find(|&m| m != n && cause.contains(&format!("node {m} (")))
     }
 
-    fn count_policy(&mut self, primaries: usize) {
+    /// A policy was asked. One that is there to resolve counts only when it has.
+    fn count_policy(&mut self, primaries: usize, resolved: bool) {
         let policies = self.plan.policies;
         let value = match primaries {
             0 => format!("after-sb-0pri {}", zero_name(policies.zero_primaries)),
             1 => format!("after-sb-1pri {}", policies.one_primary.name()),
             _ => format!("after-sb-2pri {}", policies.two_primaries.name()),
         };
-        self.trace.count(&value);
+        let in_vain = !resolved && !value.ends_with(" disconnect");
+        let suffix = if in_vain {
+            ", which resolved nothing"
+        } else {
+            ""
+        };
+        self.trace.count(&format!("{value}{suffix}"));
     }
 
     /// A copy is given up by a policy: may it be?
@@ -158,7 +171,7 @@ impl World {
             },
             _ => zero && policies.two_primaries != AfterSb2Pri::Disconnect,
         };
-        self.count_policy(primaries);
+        self.count_policy(primaries, true);
         if !allowed {
             let text = format!(
                 "the data of node {victim} are given up for those of node {keeper}, with {primaries} \

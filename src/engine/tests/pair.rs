@@ -42,6 +42,9 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
+    /// What was to be saved and has not been answered, and what need not be any more.
+    pub(crate) saves: Vec<crate::save_discarded::SaveDiscarded>,
+    pub(crate) cancelled: Vec<crate::ids::SaveId>,
     /// How often all clients' connections were closed.
     pub(crate) dropped: u64,
     /// Handlers that were asked for and have not been answered.
@@ -159,6 +162,8 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
+                saves: Vec::new(),
+                cancelled: Vec::new(),
                 dropped: 0,
                 handlers: Vec::new(),
                 faults: [None; 3],
@@ -449,6 +454,8 @@ impl Pair {
                     event.severity, event.what, event.cause
                 ));
             }
+            Output::SaveDiscarded(request) => node.saves.push(*request),
+            Output::CancelSave { id } => node.cancelled.push(id),
             Output::DropClients { .. } => node.dropped += 1,
             Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
             Output::Stopped => node.stopped = true,

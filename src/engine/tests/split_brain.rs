@@ -535,3 +535,124 @@ fn retry_connect_goes_on_until_somebody_demotes() {
     pair.settle();
     expect_winner(&pair, 0);
 }
+
+// Saving what is given up.
+
+fn saved(pair: &mut Pair, n: usize) -> crate::save_discarded::SaveDiscarded {
+    for _ in 0..10_000 {
+        if let Some(request) = pair.nodes[n].saves.pop() {
+            return request;
+        }
+        if !pair.step() {
+            pair.pass_time();
+        }
+    }
+    panic!("nothing is saved: {}", pair.dump());
+}
+
+fn bits(words: &[u64]) -> Vec<usize> {
+    let all = words.len() * 64;
+    (0..all)
+        .filter(|b| words[b / 64] >> (b % 64) & 1 == 1)
+        .collect()
+}
+
+/// Bravo is to give up its copy, and is about to save it.
+fn saving(seed: u64) -> (Pair, crate::save_discarded::SaveDiscarded) {
+    let mut pair = in_sync(seed, Protocol::C, Policies::default());
+    part(&mut pair);
+    pair.order(1, Command::Secondary).expect("no clients");
+    let order = Command::DiscardSaving {
+        peer: None,
+        file: "/saved".into(),
+    };
+    pair.order(1, order).expect("taken");
+    pair.cable = true;
+    let request = saved(&mut pair, 1);
+    (pair, request)
+}
+
+#[test]
+fn what_is_given_up_is_saved_before_it_is_overwritten() {
+    for seed in 0..20 {
+        let (mut pair, request) = saving(seed);
+        assert_eq!(request.file.as_deref(), Some("/saved"));
+        assert_eq!(bits(&request.own), [2, 3]);
+        assert_eq!(bits(&request.all), [0, 2, 3], "and what alpha has written");
+        assert_eq!(request.here.changed, 8192);
+        assert_ne!(request.here.current, request.there.current);
+        // However long it takes: alpha goes on, and bravo stays as it is.
+        for i in 0..50 {
+            pair.write(0, 131_072 + 4096 * (i % 4), 4096, 0xcc);
+            while pair.step() {}
+            pair.pass_time();
+        }
+        assert_eq!(pair.connection(1), ConnState::Connected, "{}", pair.dump());
+        assert_eq!(pair.content(1)[8192], 0xbb);
+        assert_eq!(pair.content(1)[0], 1);
+        let id = request.id;
+        let result = Ok("/saved".into());
+        pair.feed(1, crate::input::Input::DiscardedSaved { id, result });
+        pair.settle();
+        expect_winner(&pair, 0);
+        pair.expect_in_sync();
+    }
+}
+
+#[test]
+fn if_it_cannot_be_saved_nothing_is_overwritten() {
+    for seed in 0..20 {
+        let (mut pair, request) = saving(seed);
+        let id = request.id;
+        let result = Err("no space left on device".into());
+        pair.feed(1, crate::input::Input::DiscardedSaved { id, result });
+        pair.settle();
+        assert_eq!(pair.connection(1), ConnState::StandAlone, "{}", pair.dump());
+        assert!(pair.logged(1, "no space left on device"));
+        assert_eq!((pair.content(1)[0], pair.content(1)[8192]), (1, 0xbb));
+        assert_eq!(pair.out_of_sync(1), 8192, "what it has changed itself");
+        assert_eq!(pair.disk(1), crate::event::DiskState::UpToDate);
+        pair.order(1, connect()).expect("without an order");
+        pair.settle();
+        expect_parted(&pair);
+    }
+}
+
+#[test]
+fn a_lost_link_cancels_the_saving() {
+    for seed in 0..20 {
+        let (mut pair, request) = saving(seed);
+        pair.cut();
+        assert_eq!(pair.nodes[1].cancelled, [request.id]);
+        let (id, result) = (request.id, Ok("/saved".into()));
+        pair.feed(1, crate::input::Input::DiscardedSaved { id, result });
+        pair.settle();
+        meet(&mut pair);
+        expect_parted(&pair);
+        assert!(pair.logged(1, "remove it"), "{}", pair.dump());
+        assert_eq!(pair.out_of_sync(1), 8192);
+    }
+}
+
+#[test]
+fn a_policy_saves_where_a_directory_is_set() {
+    let mut pair = in_sync(7, Protocol::C, zero(AfterSb0Pri::DiscardYoungerPrimary));
+    let options = Options {
+        save_discarded: true,
+        ..pair.options.clone()
+    };
+    pair.order(1, Command::SetOptions(Box::new(options)))
+        .expect("options");
+    part(&mut pair);
+    for n in 0..2 {
+        pair.order(n, Command::Secondary).expect("no clients");
+    }
+    pair.cable = true;
+    let request = saved(&mut pair, 1);
+    assert_eq!(request.file, None);
+    let id = request.id;
+    let result = Ok("/dir/file".into());
+    pair.feed(1, crate::input::Input::DiscardedSaved { id, result });
+    pair.settle();
+    expect_winner(&pair, 0);
+}
