@@ -128,8 +128,9 @@ pub struct Params {
     pub last_seen_incarnation: u64,
     /// `allow-two-primaries`.
     pub allow_two_primaries: bool,
-    /// `after-sb-0pri`, `-1pri`, `-2pri` by their DRBD names; must match on both ends.
-    pub after_sb: [String; 3],
+    /// `after-sb-0pri`, `-1pri`, `-2pri` and `rr-conflict` by their DRBD names, a node by its number;
+    /// must match on both ends.
+    pub policies: [String; 4],
     /// Where the sender's writes come from.
     pub reach: Reach,
     /// Volumes in ascending order.
@@ -162,6 +163,8 @@ pub struct VolumeFacts {
     pub crashed_secondary: bool,
     /// The sender's disk is the target of a resync from another node than the receiver.
     pub busy: bool,
+    /// The sender was Primary when it was last in touch with the receiver.
+    pub parted_as_primary: bool,
 }
 
 /// Second message, sent with application writes frozen and drained: the facts the decision rests on.
@@ -171,6 +174,8 @@ pub struct Facts {
     pub role: Role,
     /// The administrator said `connect --discard-my-data` on the sender.
     pub discard_my_data: bool,
+    /// A client holds the sender's export.
+    pub in_use: bool,
     /// `connect --dry-run`: tell the decision, then part.
     pub dry_run: bool,
     /// Volumes in ascending order.

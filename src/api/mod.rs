@@ -24,6 +24,8 @@ pub(crate) struct Order {
     pub(crate) peer: Option<String>,
     /// `connect --discard-my-data`.
     pub(crate) discard_my_data: bool,
+    /// `connect --discard-my-data --save-discarded`: an absolute path on the daemon's machine.
+    pub(crate) save_discarded: Option<String>,
     /// `connect --dry-run`, `adjust --dry-run`.
     pub(crate) dry_run: bool,
     /// `new-current-uuid --clear-bitmap`.
@@ -177,8 +179,47 @@ pub(crate) struct PeerStatus {
     pub(crate) transfer_log: u64,
     /// In what the two ends' views disagree, for longer than a few seconds.
     pub(crate) disagreement: Option<String>,
+    /// The copies have parted and nothing has resolved it yet: what each side holds, as it was when the
+    /// two met last.
+    #[serde(default)]
+    pub(crate) split_brain: Option<SplitBrain>,
     /// Volumes towards this peer.
     pub(crate) volumes: Vec<PeerVolumeStatus>,
+}
+
+/// A split brain that nothing has resolved yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitBrain {
+    /// Seconds since it was found.
+    pub(crate) since_seconds: u64,
+    /// Volumes whose copies have parted.
+    pub(crate) volumes: Vec<SplitVolume>,
+}
+
+/// One volume of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitVolume {
+    /// Number.
+    pub(crate) volume: u16,
+    /// Rule that found it.
+    pub(crate) rule: String,
+    /// This node's copy.
+    pub(crate) here: SplitSide,
+    /// The peer's.
+    pub(crate) there: SplitSide,
+}
+
+/// One copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitSide {
+    /// Bytes it has changed since they parted, at most.
+    pub(crate) changed: u64,
+    /// Its generation.
+    pub(crate) current_uuid: String,
+    /// The generation those changes are relative to; zeroes: unknown.
+    pub(crate) base_uuid: String,
+    /// It was Primary when they parted.
+    pub(crate) primary_when_parted: bool,
 }
 
 /// A volume towards a peer.

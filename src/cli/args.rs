@@ -77,6 +77,14 @@ pub(crate) enum Verb {
         /// After a split brain: overwrite this node's changes with the peer's data.
         #[arg(long)]
         discard_my_data: bool,
+        /// Before anything is overwritten save it to this file, which must not exist, on this node.
+        #[arg(
+            long,
+            value_name = "FILE",
+            requires = "discard_my_data",
+            conflicts_with = "dry_run"
+        )]
+        save_discarded: Option<PathBuf>,
         /// Tell what would happen, by which rule, and how much would be copied; change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -208,6 +216,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         clear_bitmap: bool,
     },
+    /// Look into what `--save-discarded` has saved, and get it back (no daemon needed).
+    #[command(subcommand)]
+    Discarded(Discarded),
     /// Run the daemon of this node.
     Daemon(Daemon),
     /// See it work: two nodes on this machine, a crash, a failover, a resync. Needs no root.
@@ -331,6 +342,51 @@ pub(crate) struct MoveMd {
     /// The size of the disk before it grew; spares searching for the metadata.
     #[arg(long, value_name = "BYTES")]
     pub(crate) old_size: Option<u64>,
+}
+
+/// `discarded`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Discarded {
+    /// Tell what a file holds: whose data, of which generations, how much.
+    Show {
+        /// What `--save-discarded` wrote.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Every range too.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Verify the checksums of a file, and that it is whole.
+    Verify {
+        /// What `--save-discarded` wrote.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Get the data back: all of them onto an image, or a range on the standard output.
+    Extract(Extract),
+}
+
+/// `discarded extract`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Extract {
+    /// What `--save-discarded` wrote.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Write everything to its place in this image: a copy of the node's disk, or a new file.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["offset", "length"])]
+    pub(crate) to: Option<PathBuf>,
+    /// Only what the node itself had changed; without it the image is the device as the node had it.
+    #[arg(long, requires = "to")]
+    pub(crate) own_only: bool,
+    /// The image may be a block device: what is on it is overwritten.
+    #[arg(long, requires = "to")]
+    pub(crate) onto_device: bool,
+    /// First byte of a range.
+    #[arg(long, value_name = "BYTES", requires = "length")]
+    pub(crate) offset: Option<u64>,
+    /// Bytes of a range.
+    #[arg(long, value_name = "BYTES", requires = "offset")]
+    pub(crate) length: Option<u64>,
 }
 
 /// `wait-connect`, `wait-sync`.

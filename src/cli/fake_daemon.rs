@@ -48,6 +48,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             unsent: 0,
             transfer_log: 0,
             disagreement: None,
+            split_brain: None,
             volumes: vec![PeerVolumeStatus {
                 volume: 0,
                 replication: "Established".into(),

@@ -10,6 +10,7 @@ mod demo;
 mod demo_nbd;
 mod demo_nodes;
 mod demo_watch;
+mod discarded;
 mod disk;
 mod dump_md;
 mod events;
@@ -74,6 +75,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Verb::RestoreMd(args) => return restore_md::run(args),
         Verb::CheckMd(args) => return check_md::run(args),
         Verb::MoveMd(args) => return move_md::run(args),
+        Verb::Discarded(verb) => return discarded::run(verb),
         Verb::Dump {
             resource,
             local:

@@ -2,7 +2,8 @@
 
 use super::human::{age, clock, size};
 use crate::api::{
-    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, VerifyStatus, VolumeStatus,
+    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, SplitBrain, VerifyStatus,
+    VolumeStatus,
 };
 use std::fmt::Write;
 
@@ -108,12 +109,37 @@ fn write_peer(out: &mut String, p: &PeerStatus) -> std::fmt::Result {
     if let Some(text) = &p.disagreement {
         writeln!(out, "    the two ends disagree: {text}")?;
     }
+    if let Some(split) = &p.split_brain {
+        write_split_brain(out, p, split)?;
+    }
     for volume in &p.volumes {
         write_peer_volume(out, &p.name, volume)?;
         // Connected, and still something to tell (a refused resync, for instance).
         if p.connection == "Connected" && volume.peer_disk != "UpToDate" && volume.resync.is_none()
         {
             reason(out, "      ", &p.reason)?;
+        }
+    }
+    Ok(())
+}
+
+/// What each side would lose, so that a person can choose.
+fn write_split_brain(out: &mut String, p: &PeerStatus, split: &SplitBrain) -> std::fmt::Result {
+    for v in &split.volumes {
+        writeln!(out, "    split brain of volume {} ({}):", v.volume, v.rule)?;
+        let sides = [("here", &v.here), (p.name.as_str(), &v.there)];
+        for (who, side) in sides {
+            let primary = if side.primary_when_parted {
+                ", was Primary when they parted"
+            } else {
+                ""
+            };
+            writeln!(
+                out,
+                "      {who}: changed {} at most, generation {}{primary}",
+                size(side.changed),
+                side.current_uuid
+            )?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@
 use super::error::{At, Problem, Spot};
 use super::file::FileResource;
 use super::node::FileNode;
-use super::options::Key;
+use super::options::{DISCARD_NODE, Key};
 use super::types::{Device, MetaDisk};
 use super::values::{Value, show_time};
 use std::collections::HashMap;
@@ -32,6 +32,7 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
         check_times(file, problems);
         check_auto_promote(file, problems);
         check_fencing(file, problems);
+        check_victim(file, problems);
         for node in &file.nodes {
             let owner = &node.name.value;
             // A node may have the same address for all its resources, but only one node can.
@@ -250,6 +251,23 @@ fn check_times(file: &FileResource, problems: &mut Vec<Problem>) {
     let help = "numbers without a unit are seconds; DRBD counts `timeout` and `ping-timeout` in \
                 tenths of a second: its 60 is \"6s\" here";
     problems.push(Problem::at(spot, message).help(help));
+}
+
+/// A policy that names a node names one there is.
+fn check_victim(file: &FileResource, problems: &mut Vec<Problem>) {
+    let Value::Word(word) = file.settings.get(Key::AfterSb0Pri) else {
+        return;
+    };
+    let Some(name) = word.strip_prefix(DISCARD_NODE) else {
+        return;
+    };
+    let known: Vec<&str> = file.nodes.iter().map(|n| n.name.value.as_str()).collect();
+    let written = file.written.iter().find(|(k, _)| *k == Key::AfterSb0Pri);
+    if let (false, Some((_, spot))) = (known.contains(&name), written) {
+        let message = format!("`after-sb-0pri` names the node `{name}`, which does not exist");
+        let help = format!("the nodes are: {}", known.join(", "));
+        problems.push(Problem::at(spot, message).help(help));
+    }
 }
 
 /// Values that may be used once, with who used them where.

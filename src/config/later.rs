@@ -28,7 +28,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("net", "max-buffers", "see `buffer-size` in [options]"),
     ("net", "rcvbuf-size", ""),
     ("net", "socket-check-timeout", ""),
-    ("net", "rr-conflict", ""),
     ("net", "always-asbp", ""),
     (
         "net",

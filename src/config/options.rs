@@ -43,6 +43,7 @@ pub(crate) enum Key {
     AfterSb0Pri,
     AfterSb1Pri,
     AfterSb2Pri,
+    RrConflict,
     AllowTwoPrimaries,
     Fencing,
     BlockSize,
@@ -55,6 +56,7 @@ pub(crate) enum Key {
     DeviceTimeout,
     DeviceDeadTimeout,
     HandlerTimeout,
+    SaveDiscardedDir,
 }
 
 /// What an option's value may be.
@@ -65,6 +67,15 @@ pub(crate) enum Kind {
         supported: &'static [&'static str],
         later: &'static [&'static str],
     },
+    /// One of `supported`, or, where there is a `node`, that and the name of a node. `advice`: values
+    /// DRBD has, and what to write instead.
+    Policy {
+        supported: &'static [&'static str],
+        node: Option<&'static str>,
+        advice: &'static [(&'static str, &'static str)],
+    },
+    /// A directory by its absolute path, or nothing.
+    Directory,
     /// Only `false` for now.
     OnlyFalse,
     /// `true` or `false`.
@@ -126,11 +137,14 @@ const fn row(
     OptionRow { key, section, name, alias: None, kind, default, change, help }
 }
 
-const AFTER_SB: [&str; 1] = ["disconnect"];
+/// How the values of `after-sb-0pri` begin that name a node.
+pub(crate) const DISCARD_NODE: &str = "discard-node-";
+const NAME_THE_NODE: &str = "both nodes have the same file, and would each mean something else by it: write \
+                             \"discard-node-NAME\" with the name of the node whose data are given up";
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 23] = [
+pub(crate) static OPTIONS: [OptionRow; 25] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -222,50 +236,79 @@ pub(crate) static OPTIONS: [OptionRow; 23] = [
         Key::AfterSb0Pri,
         Section::Net,
         "after-sb-0pri",
-        Kind::Word {
-            supported: &AFTER_SB,
-            later: &[
+        Kind::Policy {
+            supported: &[
+                "disconnect",
                 "discard-younger-primary",
                 "discard-older-primary",
                 "discard-zero-changes",
                 "discard-least-changes",
-                "discard-local",
-                "discard-remote",
+            ],
+            node: Some(DISCARD_NODE),
+            advice: &[
+                ("discard-local", NAME_THE_NODE),
+                ("discard-remote", NAME_THE_NODE),
             ],
         },
         Value::Word("disconnect"),
         How::NeedsReconnect,
         "What to do about a split brain when no node is Primary. `disconnect`: leave both copies \
-         alone and stay disconnected until `connect --discard-my-data`.",
+         alone and stay disconnected until `connect --discard-my-data`. Every other value gives up \
+         data without asking: see [split-brain.md](split-brain.md).",
     ),
     row(
         Key::AfterSb1Pri,
         Section::Net,
         "after-sb-1pri",
-        Kind::Word {
-            supported: &AFTER_SB,
-            later: &[
+        Kind::Policy {
+            supported: &[
+                "disconnect",
                 "consensus",
-                "call-pri-lost-after-sb",
                 "discard-secondary",
+                "call-pri-lost-after-sb",
                 "violently-as0p",
             ],
+            node: None,
+            advice: &[],
         },
         Value::Word("disconnect"),
         How::NeedsReconnect,
-        "The same when one node is Primary.",
+        "The same when one node is Primary. `consensus`: the Secondary's data, if `after-sb-0pri` \
+         would choose them too. `call-pri-lost-after-sb`: as `after-sb-0pri` says, but a Primary that \
+         is in use keeps its data and has its handler called. `violently-as0p`: its clients get errors \
+         instead.",
     ),
     row(
         Key::AfterSb2Pri,
         Section::Net,
         "after-sb-2pri",
-        Kind::Word {
-            supported: &AFTER_SB,
-            later: &["call-pri-lost-after-sb", "violently-as0p"],
+        Kind::Policy {
+            supported: &["disconnect", "call-pri-lost-after-sb", "violently-as0p"],
+            node: None,
+            advice: &[],
         },
         Value::Word("disconnect"),
         How::NeedsReconnect,
         "The same when both nodes are Primary.",
+    ),
+    row(
+        Key::RrConflict,
+        Section::Net,
+        "rr-conflict",
+        Kind::Policy {
+            supported: &["disconnect", "call-pri-lost", "violently", "retry-connect"],
+            node: None,
+            advice: &[(
+                "auto-discard",
+                "it is how a crashed Primary under protocol A or B always meets a peer that was \
+                 promoted meanwhile (rule `crashed-primary`): remove the line",
+            )],
+        },
+        Value::Word("disconnect"),
+        How::NeedsReconnect,
+        "What to do when there is no split brain, but the generations demand to overwrite a Primary. \
+         `retry-connect`: try again until somebody has demoted it. `call-pri-lost`: demote it if it is \
+         not in use, else call its handler. `violently`: its clients get errors, and it is demoted.",
     ),
     row(
         Key::AllowTwoPrimaries,
@@ -407,6 +450,17 @@ pub(crate) static OPTIONS: [OptionRow; 23] = [
         How::Live,
         "How long a handler may run. Then it is ended, with all it has started: first by SIGTERM, a \
          few seconds later by SIGKILL. See [handlers.md](handlers.md).",
+    ),
+    row(
+        Key::SaveDiscardedDir,
+        Section::Options,
+        "save-discarded-dir",
+        Kind::Directory,
+        Value::Word(""),
+        How::Live,
+        "Where this node saves what it has, before a split brain is resolved at its expense; if that \
+         fails, nothing is overwritten. Without it only `connect --discard-my-data --save-discarded` \
+         saves anything.",
     ),
 ];
 

@@ -1,7 +1,7 @@
 //! A configuration that has been read and checked.
 
 use super::handlers::Handlers;
-use super::options::Key;
+use super::options::{DISCARD_NODE, Key};
 use super::settings::Settings;
 use super::values::Value;
 use std::fmt;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use twinblk_engine::config as engine;
 use twinblk_engine::fencing::Fencing;
 use twinblk_engine::ids::{NodeId, VolumeId};
+use twinblk_engine::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies, RrConflict};
 
 /// Port of a node whose address names none.
 pub(crate) const DEFAULT_PORT: u16 = 7789;
@@ -254,9 +255,40 @@ impl Resource {
             al_extents: self.small(Key::AlExtents),
             fencing: self.fencing(),
             handlers: self.handlers.set(),
-            // The other policies are refused when the file is read, so the engine's defaults
-            // (`disconnect`, one Primary) are what the file says.
+            policies: self.policies(),
+            save_discarded: self.save_discarded_dir().is_some(),
+            // Two Primaries are refused when the file is read.
             ..engine::Options::default()
+        }
+    }
+
+    /// What gives way after a split brain.
+    fn policies(&self) -> Policies {
+        let word = |key| match self.settings.get(key) {
+            Value::Word(word) => word,
+            value => unreachable!("{key:?} is not a word but {value}"),
+        };
+        let zero = word(Key::AfterSb0Pri);
+        let node = zero.strip_prefix(DISCARD_NODE).and_then(|n| self.node(n));
+        let zero_primaries = match node {
+            Some(node) => Some(AfterSb0Pri::DiscardNode(NodeId(node.id))),
+            None => AfterSb0Pri::parse(zero),
+        };
+        // A word that is none of the values was refused when the file was read.
+        Policies {
+            zero_primaries: zero_primaries.unwrap_or_default(),
+            one_primary: AfterSb1Pri::parse(word(Key::AfterSb1Pri)).unwrap_or_default(),
+            two_primaries: AfterSb2Pri::parse(word(Key::AfterSb2Pri)).unwrap_or_default(),
+            conflict: RrConflict::parse(word(Key::RrConflict)).unwrap_or_default(),
+        }
+    }
+
+    /// Where copies are saved that a split brain costs.
+    pub(crate) fn save_discarded_dir(&self) -> Option<PathBuf> {
+        match self.settings.get(Key::SaveDiscardedDir) {
+            Value::Word("") => None,
+            Value::Word(path) => Some(PathBuf::from(path)),
+            _ => None,
         }
     }
 

@@ -160,6 +160,7 @@ async fn carry_out(
         "secondary" if order.force => Command::SecondaryByForce,
         "secondary" => Command::Secondary,
         "outdate" => Command::Outdate,
+        "connect" if order.save_discarded.is_some() => save_first(supervisor, name, order)?,
         "connect" => Command::Connect {
             peer: peer(supervisor, name, order)?,
             discard_my_data: order.discard_my_data,
@@ -199,6 +200,27 @@ async fn carry_out(
         None => order_engine(&running, command).await?,
     };
     Ok(convert::names(&lock(&running.config), &text))
+}
+
+/// `connect --discard-my-data --save-discarded`.
+fn save_first(supervisor: &Supervisor, name: &str, order: &Order) -> Result<Command, ErrorBody> {
+    let file = order.save_discarded.clone().unwrap_or_default();
+    let path = std::path::Path::new(&file);
+    let usage = |reason: &str, way_out| Err(error("usage", 1, reason.to_string(), way_out));
+    if !order.discard_my_data || order.dry_run {
+        let way_out = "add `discard_my_data`, and leave `dry_run` out";
+        return usage("`save_discarded` saves only what is given up", way_out);
+    }
+    if !path.is_absolute() {
+        let way_out = "begin it with `/`: it is written on the daemon's machine";
+        return usage("`save_discarded` must be an absolute path", way_out);
+    }
+    if path.symlink_metadata().is_ok() {
+        let reason = format!("{file} exists already");
+        return Err(error("state", 11, reason, "name a file that does not"));
+    }
+    let peer = peer(supervisor, name, order)?;
+    Ok(Command::DiscardSaving { peer, file })
 }
 
 async fn order_engine(running: &Running, command: Command) -> Result<String, ErrorBody> {

@@ -3,7 +3,7 @@
 use super::running::{NoStatus, Running, lock};
 use crate::api::{
     ActivityLog, DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus,
-    ResyncStatus, SeenByPeer, VerifyStatus, VolumeStatus,
+    ResyncStatus, SeenByPeer, SplitBrain, SplitSide, SplitVolume, VerifyStatus, VolumeStatus,
 };
 use crate::config;
 use crate::driver::mailbox::StatusReply;
@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use twinblk_engine::command::{Refusal, RefusalKind};
 use twinblk_engine::event::{Event, Severity, What};
 use twinblk_engine::ids::NodeId;
+use twinblk_engine::status as engine;
 use twinblk_engine::suspend::Reason;
 use twinblk_engine::time::Instant;
 
@@ -85,6 +86,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 unsent: p.unsent,
                 transfer_log: p.transfer_log,
                 disagreement: p.disagreement.map(|text| names(config, &text)),
+                split_brain: p.split_brain.map(|s| split_brain(&s, now)),
                 volumes: p
                     .volumes
                     .into_iter()
@@ -103,6 +105,25 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
             enters: driver.enters,
             requests: driver.requests,
         }),
+    }
+}
+
+fn split_brain(found: &engine::SplitBrain, now: Instant) -> SplitBrain {
+    let side = |side: &engine::SplitSide| SplitSide {
+        changed: side.changed,
+        current_uuid: format!("{:016x}", side.current),
+        base_uuid: format!("{:016x}", side.base),
+        primary_when_parted: side.parted_as_primary,
+    };
+    let volumes = found.volumes.iter().map(|v| SplitVolume {
+        volume: v.volume.0,
+        rule: v.rule.to_string(),
+        here: side(&v.here),
+        there: side(&v.there),
+    });
+    SplitBrain {
+        since_seconds: now.since(found.found).as_secs(),
+        volumes: volumes.collect(),
     }
 }
 

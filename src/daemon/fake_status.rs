@@ -40,6 +40,7 @@ pub(super) fn healthy() -> Status {
             unsent: 0,
             transfer_log: 0,
             disagreement: None,
+            split_brain: None,
             volumes: vec![PeerVolumeStatus {
                 volume: VolumeId(0),
                 replication: ReplState::Established,

@@ -32,6 +32,7 @@ mod kernel_device;
 mod notify;
 mod peers;
 mod running;
+mod save_discarded;
 mod signals;
 mod socket_file;
 mod sockets;

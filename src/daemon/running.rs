@@ -4,6 +4,7 @@ use super::convert;
 use super::dial::DialState;
 use super::handlers::{self, Place};
 use super::kernel_device::KernelDevice;
+use super::save_discarded::{self, Saves};
 use crate::api::EventLine;
 use crate::config;
 use crate::driver::mailbox::{FromLoop, LoopHandle, StatusReply, ToLoop};
@@ -61,6 +62,7 @@ pub(crate) struct Running {
     next_order: AtomicU64,
     /// Volumes whose disk has been taken into use, or has failed.
     attached: watch::Sender<BTreeSet<u16>>,
+    pub(crate) saves: Saves,
     last_event: Mutex<String>,
     last_picture: Mutex<Option<(Instant, StatusReply)>>,
     /// What an `adjust` that was not through has changed already and still needs a new connection.
@@ -85,6 +87,7 @@ impl Running {
             orders: Mutex::new(BTreeMap::new()),
             next_order: AtomicU64::new(0),
             attached: watch::Sender::new(BTreeSet::new()),
+            saves: Saves::default(),
             last_event: Mutex::new(String::new()),
             last_picture: Mutex::new(None),
             owed: Mutex::new(Vec::new()),
@@ -233,6 +236,8 @@ impl Running {
                 let (place, events) = (place.clone(), events.clone());
                 tokio::spawn(handlers::run(place, Arc::clone(self), run, events));
             }
+            FromLoop::SaveDiscarded(request, disk) => save_discarded::begin(self, *request, disk),
+            FromLoop::CancelSave(id) => self.saves.cancel(id),
             FromLoop::CommandDone(id, result) => {
                 if let Some(waiter) = lock(&self.orders).remove(&id.0) {
                     let _ = waiter.send(result);
@@ -252,6 +257,7 @@ impl Running {
                 }
             }
             FromLoop::Ended(result) => {
+                self.saves.cancel_all();
                 if let Err(reason) = &result {
                     let _ = events.send(self.end_line(reason));
                 }

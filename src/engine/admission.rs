@@ -53,11 +53,12 @@ impl Resource {
                 continue;
             };
             let volume = request.volume;
+            let leaving = self.stopping.is_some() || self.evicting;
             // Whatever became of the disk: who waits is told when the suspension ends.
-            if self.suspended.any() && self.stopping.is_none() {
+            if self.suspended.any() && !leaving {
                 return;
             }
-            if !self.volumes[volume].is_up_to_date() || self.stopping.is_some() {
+            if !self.volumes[volume].is_up_to_date() || leaving {
                 // The disk went out of use while the write waited, or the resource is going down.
                 self.leave_gate(logged);
                 self.fail_unstarted(key);

@@ -7,7 +7,7 @@
 use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
 use crate::generations::same;
 use crate::group::parks;
-use crate::handshake::{Amount, Context, Decision, Direction, Rule, Side, decide};
+use crate::handshake::{Amount, Decision, Direction, Rule, decide};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::peer::{Phase, SyncStart};
@@ -30,11 +30,7 @@ impl Resource {
             incarnation: self.cfg.incarnation,
             last_seen_incarnation: self.peers[p].seen_incarnation,
             allow_two_primaries: options.allow_two_primaries,
-            after_sb: [
-                options.after_sb_0pri.name().to_string(),
-                options.after_sb_1pri.name().to_string(),
-                options.after_sb_2pri.name().to_string(),
-            ],
+            policies: options.policies.names(),
             reach: self.reach(),
             volumes: self
                 .volumes
@@ -96,15 +92,7 @@ impl Resource {
                 ours.protocol, theirs.protocol
             ));
         }
-        if theirs.after_sb != ours.after_sb
-            || theirs.allow_two_primaries != ours.allow_two_primaries
-        {
-            return Err(
-                "the split-brain policies differ between the nodes; make the \
-                        configuration files equal and run `twinblk adjust` on both"
-                    .to_string(),
-            );
-        }
+        same_policies(&ours, theirs)?;
         let numbers = |v: &[VolumeParams]| v.iter().map(|v| v.volume).collect::<Vec<_>>();
         if numbers(&theirs.volumes) != numbers(&ours.volumes) {
             return Err("the nodes disagree on which volumes the resource has".to_string());
@@ -199,13 +187,16 @@ impl Resource {
         let busy = matches!(self.reach(), Reach::SyncsFrom(n) if n != peer.node.0);
         Facts {
             role: self.role,
-            discard_my_data: peer.discard_my_data,
+            discard_my_data: peer.discard_my_data || peer.gives_up,
+            in_use: self.clients.len() > 0,
             dry_run: peer.dry_run.is_some(),
             volumes: self
                 .volumes
                 .iter()
-                .map(|v| VolumeFacts {
+                .enumerate()
+                .map(|(index, v)| VolumeFacts {
                     volume: v.id.0,
+                    parted_as_primary: self.parted_as_primary(index, p),
                     current: v.generations.current,
                     bitmap: v.generations.bitmap[peer.node.slot()],
                     history: v.generations.history().collect(),
@@ -251,26 +242,21 @@ impl Resource {
         else {
             return;
         };
-        let context = Context {
-            protocol: self.cfg.options.protocol,
-            allow_two_primaries: self.cfg.options.allow_two_primaries,
-            group: self.is_group(),
-        };
+        let context = self.handshake_context();
         let i_know_it = self.peers[p].seen_incarnation == params.incarnation;
         let it_knows_me = params.last_seen_incarnation == self.cfg.incarnation;
-        let decisions: Vec<Decision> = mine
-            .volumes
-            .iter()
-            .zip(&theirs.volumes)
-            .map(|(m, t)| {
-                let me = side(self.cfg.me.id, mine, m, i_know_it);
-                let peer = side(self.peers[p].node, theirs, t, it_knows_me);
+        let decisions: Vec<Decision> = (0..self.volumes.len())
+            .map(|v| {
+                let me = self.side(p, self.cfg.me.id, mine, v, i_know_it);
+                let peer = self.side(p, self.peers[p].node, theirs, v, it_knows_me);
                 decide(&me, &peer, &context)
             })
             .collect();
         if mine.dry_run || theirs.dry_run {
             return self.end_dry_run(p, &decisions);
         }
+        self.note_split_brain(p, &decisions);
+        self.call_split_brain_handlers(p, &decisions);
         let verdicts = self
             .volumes
             .iter()
@@ -324,6 +310,7 @@ impl Resource {
                 (Direction::None, _) => "no resync".to_string(),
                 (Direction::Later, _) => "no resync before another one is over".to_string(),
                 (Direction::Refuse, _) => "the connection would be refused".to_string(),
+                (Direction::Yield, _) => "one node would be demoted first".to_string(),
                 (side, amount) => {
                     let (from, to) = match side {
                         Direction::Source => (&self.cfg.me.name, &peer.name),
@@ -366,8 +353,10 @@ impl Resource {
             .iter()
             .find(|d| d.direction == Direction::Refuse)?;
         let peer = &mut self.peers[p];
-        peer.want = false;
+        peer.want = peer.want && may_retry(decisions);
         peer.discard_my_data = false;
+        peer.gives_up = false;
+        peer.save_to = None;
         let headline = if decision.split_brain {
             "split brain"
         } else {
@@ -378,7 +367,11 @@ impl Resource {
             text.push_str("; ");
             text.push_str(way_out);
         }
-        self.incident(Severity::Error, text.clone());
+        // One that is tried again and again is told once.
+        if self.peers[p].told_refusal != text {
+            self.peers[p].told_refusal.clone_from(&text);
+            self.incident(Severity::Error, text.clone());
+        }
         Some(text)
     }
 
@@ -404,17 +397,15 @@ impl Resource {
         if self.is_group() && told.as_ref() != Some(&self.my_facts(p)) {
             return self.renegotiate_peer(p, "what this node said in the handshake has changed");
         }
-        let Some(link) = &mut self.peers[p].link else {
-            return;
-        };
         if decisions.iter().any(|d| d.direction == Direction::Refuse) {
             // The peer has decided too, by itself and from the same facts: `link_lost` makes this
             // side stand alone.
-            return self.close_link(
-                p,
-                ConnState::StandAlone,
-                "the connection was refused".into(),
-            );
+            let state = if may_retry(&decisions) {
+                ConnState::TearDown
+            } else {
+                ConnState::StandAlone
+            };
+            return self.close_link(p, state, "the connection was refused".into());
         }
         let mirrored = verdicts.len() == decisions.len()
             && verdicts.iter().zip(&decisions).all(|(theirs, ours)| {
@@ -432,6 +423,12 @@ impl Resource {
             );
             return self.protocol_error(p, text);
         }
+        if self.yields(p, &decisions) {
+            return;
+        }
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
         let facts = link.facts.take();
         let params = link.params.clone();
         link.phase = Phase::Agreed;
@@ -446,11 +443,17 @@ impl Resource {
         let peer = &mut self.peers[p];
         peer.seen_incarnation = params.incarnation;
         peer.discard_my_data = false;
+        peer.gives_up = false;
+        if !decisions.iter().any(|d| d.split_brain) {
+            peer.split_brain = None;
+        }
+        peer.told_refusal.clear();
         let name = peer.name.clone();
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
         self.set_peer_role(p, facts.role, "told by the peer");
         self.peers[p].forget_told();
         self.fence_met(p);
+        self.tell_resolved(p, decisions);
         for (v, decision) in decisions.iter().enumerate() {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
@@ -458,6 +461,9 @@ impl Resource {
                 continue;
             }
             self.adopt_size(p, v, &params.volumes[v]);
+            if !decision.split_brain && self.remember_role(v, p, self.role) {
+                self.commit(v, false, None);
+            }
             let equal = same(fact.current, self.volumes[v].generations.current);
             if self.is_group() && fact.crashed_primary && equal {
                 self.met_the_crashed_primary(p, v);
@@ -504,9 +510,10 @@ impl Resource {
                     };
                     self.set_replication(p, v, state, &decision.reason);
                 }
-                Direction::Refuse => {}
+                Direction::Refuse | Direction::Yield => {}
             }
         }
+        self.peers[p].save_to = None;
         self.tell_state();
         if decisions.iter().any(|d| d.direction == Direction::Target) {
             self.part_from_others(p);
@@ -574,23 +581,38 @@ impl Resource {
     }
 }
 
-fn side(node: crate::ids::NodeId, facts: &Facts, v: &VolumeFacts, knows: bool) -> Side {
-    Side {
-        node,
-        current: v.current,
-        bitmap: v.bitmap,
-        history: v.history.clone(),
-        toward: v.toward,
-        disk: v.disk,
-        role: facts.role,
-        dirty_bits: v.dirty_bits,
-        crashed_primary: v.crashed_primary,
-        same_incarnation_seen: knows,
-        full_bitmap: v.full_bitmap,
-        discard_my_data: facts.discard_my_data,
-        crashed_secondary: v.crashed_secondary,
-        busy: v.busy,
+/// Policies are compared by name: with different ones each would pick its own victim.
+fn same_policies(ours: &Params, theirs: &Params) -> Result<(), String> {
+    let names = [
+        "after-sb-0pri",
+        "after-sb-1pri",
+        "after-sb-2pri",
+        "rr-conflict",
+    ];
+    let both = ours.policies.iter().zip(&theirs.policies);
+    let differs = names.iter().zip(both).find(|(_, (o, t))| o != t);
+    if let Some((name, (here, there))) = differs {
+        return Err(format!(
+            "{name} is {here} here and {there} there; make the configuration files equal and run \
+             `twinblk adjust RES` on both nodes"
+        ));
     }
+    if theirs.allow_two_primaries != ours.allow_two_primaries {
+        return Err(
+            "allow-two-primaries differs between the nodes; make the configuration files equal and \
+             run `twinblk adjust RES` on both nodes"
+                .to_string(),
+        );
+    }
+    Ok(())
+}
+
+/// Nothing but what is tried again stands against the connection.
+fn may_retry(decisions: &[Decision]) -> bool {
+    let mut refused = decisions
+        .iter()
+        .filter(|d| d.direction == Direction::Refuse);
+    refused.all(|d| d.retry)
 }
 
 fn direction_number(direction: Direction) -> i8 {
@@ -601,6 +623,7 @@ fn direction_number(direction: Direction) -> i8 {
         Direction::Refuse => 2,
         // The same on both sides.
         Direction::Later => 3,
+        Direction::Yield => 4,
     }
 }
 

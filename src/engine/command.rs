@@ -30,6 +30,13 @@ pub enum Command {
         /// Only tell what would happen.
         dry_run: bool,
     },
+    /// Connect; in a split brain this node's changes shall be overwritten, but saved first.
+    DiscardSaving {
+        /// One peer, or all.
+        peer: Option<NodeId>,
+        /// File that is written on this node.
+        file: String,
+    },
     /// Leave one peer or all and stay StandAlone.
     Disconnect {
         /// One peer, or all.

@@ -196,6 +196,8 @@ impl Resource {
             let target = self.peers[p].volumes[v].replication == ReplState::SyncTarget;
             let was = self.peers[p].volumes[v].replication;
             was_target |= target || was == ReplState::WFBitMapT;
+            self.take_merged_back(p, v);
+            self.cancel_save(p, v);
             self.set_replication(p, v, ReplState::Off, &reason);
             let state = self.lost_disk_state(p, v);
             self.set_peer_disk(p, v, state, &reason);

@@ -61,7 +61,10 @@ impl Resource {
                 discard_my_data,
                 dry_run,
             } => {
-                self.order_connect(id, peer, discard_my_data, dry_run);
+                self.order_connect(id, peer, discard_my_data, dry_run, None);
+            }
+            Command::DiscardSaving { peer, file } => {
+                self.order_connect(id, peer, true, false, Some(file));
             }
             Command::Disconnect { peer } => self.order_disconnect(id, peer),
             Command::Invalidate => self.order_invalidate(id),
@@ -108,7 +111,14 @@ impl Resource {
         Ok(chosen)
     }
 
-    fn order_connect(&mut self, id: CommandId, peer: Option<NodeId>, discard: bool, dry_run: bool) {
+    fn order_connect(
+        &mut self,
+        id: CommandId,
+        peer: Option<NodeId>,
+        discard: bool,
+        dry_run: bool,
+        save_to: Option<String>,
+    ) {
         let chosen = match self.chosen_peers(peer) {
             Ok(chosen) => chosen,
             Err(refusal) => return self.done(id, Err(refusal)),
@@ -150,6 +160,11 @@ impl Resource {
                 continue;
             }
             self.peers[p].discard_my_data = discard;
+            self.peers[p].gives_up = false;
+            self.peers[p].save_to.clone_from(&save_to);
+            if let Some(file) = &save_to {
+                text.push_str(&format!("what is overwritten is saved to {file} first\n"));
+            }
             if discard {
                 let node = self.peers[p].node;
                 let bytes: u64 = self.volumes.iter().map(|v| v.out_of_sync(node)).sum();
@@ -172,6 +187,7 @@ impl Resource {
         };
         for p in chosen {
             self.peers[p].want = false;
+            self.peers[p].gives_up = false;
             self.part(p);
         }
         self.leaving.push(id);

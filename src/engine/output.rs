@@ -4,7 +4,8 @@
 use crate::command::CommandResult;
 use crate::event::Event;
 use crate::handler::HandlerKind;
-use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, VolumeId};
+use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, SaveId, VolumeId};
+use crate::save_discarded::SaveDiscarded;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -192,6 +193,12 @@ pub enum Output {
     },
     /// Close all clients' connections; what is under way for them may still be answered.
     CloseClients,
+    /// This node stops being Primary whoever uses it: close the connections of all clients. What they
+    /// asked for and was not begun is answered with errors afterwards.
+    DropClients {
+        /// In words.
+        reason: String,
+    },
     /// Run a handler that is configured; the answer is [`crate::input::Input::HandlerDone`].
     Handler {
         /// Comes back in the answer.
@@ -202,6 +209,14 @@ pub enum Output {
         peer: Option<NodeId>,
         /// The volume it is about.
         volume: Option<VolumeId>,
+    },
+    /// Save what is on these blocks of a disk that nothing writes to, durably; the answer is
+    /// [`crate::input::Input::DiscardedSaved`].
+    SaveDiscarded(Box<SaveDiscarded>),
+    /// That is not needed any more; no answer is needed either.
+    CancelSave {
+        /// Which.
+        id: SaveId,
     },
     /// Something happened that a person or a script may want to know.
     Event(Event),

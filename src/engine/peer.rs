@@ -10,6 +10,8 @@ use crate::ids::{CommandId, NodeId, VolumeId};
 use crate::peer_view::Views;
 use crate::request::RequestKey;
 use crate::resync::Resync;
+use crate::save_discarded::Saving;
+use crate::status::SplitBrain;
 use crate::time::Instant;
 use crate::transfer_log::TransferLog;
 use crate::unsettled::Unsettled;
@@ -117,6 +119,10 @@ pub(crate) struct SyncStart {
     pub(crate) ready: bool,
     /// Source's current UUID when its metadata were ready: what the target is brought to.
     pub(crate) toward: u64,
+    /// Target in a split brain: what it has changed itself, before the source's marks were merged in.
+    pub(crate) own: Option<Vec<u64>>,
+    /// Whether what is given up has to be saved first.
+    pub(crate) saving: Saving,
     /// Base generation the peer told.
     pub(crate) peer_base: Option<u64>,
 }
@@ -185,6 +191,14 @@ pub(crate) struct Peer {
     /// The peer's incarnation at the last agreed connection, 0 = none in this life.
     pub(crate) seen_incarnation: u64,
     pub(crate) discard_my_data: bool,
+    /// A policy gave this node's copy up, and it stopped being Primary for that.
+    pub(crate) gives_up: bool,
+    /// If this node's copy is given up in the next handshake, it is saved to this file first.
+    pub(crate) save_to: Option<String>,
+    /// The refusal that was told last.
+    pub(crate) told_refusal: String,
+    /// The split brain found when the two met last, while it is not resolved.
+    pub(crate) split_brain: Option<SplitBrain>,
     pub(crate) dry_run: Option<(CommandId, Instant)>,
     /// What `want` and `discard_my_data` were before a dry run, which must leave no trace.
     pub(crate) before_dry_run: (bool, bool),
@@ -244,6 +258,10 @@ impl Peer {
                 .collect(),
             seen_incarnation: 0,
             discard_my_data: false,
+            gives_up: false,
+            save_to: None,
+            told_refusal: String::new(),
+            split_brain: None,
             dry_run: None,
             before_dry_run: (false, false),
             log: TransferLog::default(),

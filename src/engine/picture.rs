@@ -61,6 +61,7 @@ impl Resource {
             unsent: peer.unsent(),
             transfer_log: peer.log.len() as u64,
             disagreement: peer.views.disagreement(now).map(ToString::to_string),
+            split_brain: peer.split_brain.clone(),
             volumes: peer
                 .volumes
                 .iter()

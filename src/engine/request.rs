@@ -71,7 +71,7 @@ impl Resource {
         let Some(volume) = self.volume_index(request.volume) else {
             return self.refuse(&request, refuse(errno::EINVAL, "no such volume"));
         };
-        if self.role != Role::Primary || self.stopping.is_some() {
+        if self.role != Role::Primary || self.stopping.is_some() || self.evicting {
             let text = "this node is not Primary: it does not serve I/O";
             return self.refuse(&request, refuse(errno::ESHUTDOWN, text));
         }

@@ -88,6 +88,8 @@ pub struct Resource {
     pub(crate) volumes: Vec<Volume>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) clients: Slots<Client>,
+    /// This node stops being Primary whoever uses it: requests get errors.
+    pub(crate) evicting: bool,
     pub(crate) requests: Slots<Request>,
     pub(crate) peer_requests: Slots<PeerRequest>,
     pub(crate) chunks: Slots<Chunk>,
@@ -116,6 +118,7 @@ pub struct Resource {
     /// `outdate` orders that wait for peers to show that they live.
     pub(crate) outdating: Vec<Outdating>,
     pub(crate) next_tid: u64,
+    pub(crate) next_save: u64,
     /// Tag of the last write started.
     pub(crate) next_tag: u64,
     pub(crate) out: Vec<Output>,
@@ -145,6 +148,7 @@ impl Resource {
                 .map(|p| Peer::new(p.id, p.name.clone(), &ids))
                 .collect(),
             clients: Slots::default(),
+            evicting: false,
             requests: Slots::default(),
             peer_requests: Slots::default(),
             chunks: Slots::default(),
@@ -163,6 +167,7 @@ impl Resource {
             waiting_promotion: None,
             outdating: Vec::new(),
             next_tid: 0,
+            next_save: 0,
             next_tag: 0,
             out: Vec::new(),
             granted: Vec::new(),
@@ -220,6 +225,7 @@ impl Resource {
             }
             Input::Command { id, command } => self.command(id, command),
             Input::HandlerDone { id, result } => self.handler_done(id, &result),
+            Input::DiscardedSaved { id, result } => self.discarded_saved(id, result),
             Input::Tick => {
                 for p in 0..self.peers.len() {
                     self.link_tick(p);

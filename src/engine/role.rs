@@ -228,6 +228,7 @@ impl Resource {
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, true);
             self.begin_reign(v);
             self.volumes[v].generations.set_primary_bit(true);
+            self.remember_role_everywhere(v, Role::Primary);
             let size = self.volumes[v].device_size();
             self.set_agreed_size(v, size);
             self.commit(v, true, Some(Waiter::Promoted));
@@ -373,6 +374,7 @@ impl Resource {
                 for v in 0..left {
                     self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
                     self.volumes[v].generations.set_primary_bit(false);
+                    self.remember_role_everywhere(v, Role::Secondary);
                     let pages = !crate::sabotage::is(crate::sabotage::Mistake::DemoteWithoutBitmap);
                     self.commit(v, pages, Some(Waiter::Demoted));
                 }
@@ -421,6 +423,7 @@ impl Resource {
         let Some(change) = self.role_change.take() else {
             return;
         };
+        self.evicting = false;
         let commit = result.is_ok();
         self.finish_asked(AskedWhat::Promote, commit);
         if let Some(id) = change.command {
@@ -436,6 +439,11 @@ impl Resource {
 
     pub(crate) fn set_role(&mut self, role: Role, cause: &str) {
         let old = core::mem::replace(&mut self.role, role);
+        if role == Role::Primary {
+            for peer in &mut self.peers {
+                peer.gives_up = false;
+            }
+        }
         if old != role {
             self.role_since = self.now;
             debug_assert!(

@@ -64,11 +64,13 @@ pub enum Mistake {
     TwoSources,
     /// A resync's bits fall when the target has written a block, not when it is stable there.
     BitsBeforeStable,
+    /// A split-brain policy picks the other victim on one of the two nodes.
+    PolicyPicksTheOther,
 }
 
 impl Mistake {
     /// Those that two nodes notice.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -90,6 +92,7 @@ impl Mistake {
         Self::ForgetExtentUnflushed,
         Self::ReleaseExtentAtAck,
         Self::BitsBeforeStable,
+        Self::PolicyPicksTheOther,
     ];
 
     /// Those that only three and more nodes can notice.

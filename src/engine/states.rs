@@ -441,9 +441,9 @@ mod tests {
         title: &str,
         meanings: &[Meaning<T>],
         changes: &[Change<T>],
-    ) -> alloc::string::String {
+    ) -> String {
         use core::fmt::Write;
-        let mut out = alloc::string::String::new();
+        let mut out = String::new();
         writeln!(out, "\n## {title}\n\n| State | Meaning |\n|---|---|").unwrap();
         for m in meanings {
             writeln!(out, "| `{:?}` | {} |", m.state, m.text).unwrap();

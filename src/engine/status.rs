@@ -59,6 +59,41 @@ pub struct PeerVolumeStatus {
     pub standstill: Option<(Instant, String)>,
 }
 
+/// What one side of a split brain holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitSide {
+    /// Bytes it has changed since the two parted, at most.
+    pub changed: u64,
+    /// Its current generation.
+    pub current: u64,
+    /// The generation those changes are relative to; 0: unknown.
+    pub base: u64,
+    /// It was Primary when they parted.
+    pub parted_as_primary: bool,
+}
+
+/// A volume whose copies have changed independently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitVolume {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Rule of the handshake that found it.
+    pub rule: &'static str,
+    /// This node's copy.
+    pub here: SplitSide,
+    /// The peer's.
+    pub there: SplitSide,
+}
+
+/// A split brain that nothing has resolved yet, as it was when the two met last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitBrain {
+    /// When they met.
+    pub found: Instant,
+    /// Volumes.
+    pub volumes: Vec<SplitVolume>,
+}
+
 /// One peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
@@ -80,6 +115,8 @@ pub struct PeerStatus {
     pub transfer_log: u64,
     /// In what both ends' views of the connection disagree, once that is no matter of seconds.
     pub disagreement: Option<String>,
+    /// The copies have parted, and nothing has resolved it yet.
+    pub split_brain: Option<SplitBrain>,
     /// Volumes.
     pub volumes: Vec<PeerVolumeStatus>,
 }

@@ -20,6 +20,10 @@ pub struct Admin {
     open: BTreeMap<u64, (usize, u64, Command)>,
     /// Nodes that were told to stop.
     stops: Vec<bool>,
+    /// What is being saved.
+    pub(crate) saves: Vec<crate::saving::Save>,
+    /// Nodes whose clients were driven away and that are not Secondary yet.
+    pub(crate) evicted: Vec<bool>,
     /// Nodes that get new metadata before they are started again.
     pub(crate) starts_over: Vec<bool>,
     /// Somebody has forced the first promotion.
@@ -40,6 +44,8 @@ impl Admin {
             next: 0,
             open: BTreeMap::new(),
             stops: vec![false; plan.nodes],
+            saves: Vec::new(),
+            evicted: vec![false; plan.nodes],
             starts_over: vec![false; plan.nodes],
             begun: false,
             nobody_since: None,
@@ -57,6 +63,8 @@ impl Admin {
     pub fn node_died(&mut self, n: usize) {
         self.open.retain(|_, (node, ..)| *node != n);
         self.stops[n] = false;
+        self.evicted[n] = false;
+        self.saves.retain(|s| s.node() != n);
     }
 
     /// The oldest order without an answer.
@@ -267,6 +275,7 @@ fn word(command: &Command) -> &'static str {
             ..
         } => "connect --discard-my-data",
         Command::Connect { .. } => "connect",
+        Command::DiscardSaving { .. } => "connect --save-discarded",
         Command::Disconnect { .. } => "disconnect",
         Command::Invalidate => "invalidate",
         Command::InvalidateRemote { .. } => "invalidate-remote",

@@ -123,6 +123,9 @@ impl World {
             }
             Output::CommandDone { id, result } => self.command_done(n, id, result),
             Output::Event(event) => self.told(n, event),
+            Output::DropClients { .. } => self.clients_dropped(n),
+            Output::SaveDiscarded(request) => self.save_discarded(n, &request),
+            Output::CancelSave { id } => self.cancel_save(n, id),
             // No plan configures one yet.
             Output::Handler { kind, .. } => {
                 let text = format!("node {n} asks for {}, which is not configured", kind.name());
@@ -187,6 +190,12 @@ impl World {
                 trace.mix(12);
                 trace.mix_bytes(kind.name().as_bytes());
             }
+            Output::DropClients { .. } => trace.mix(13),
+            Output::SaveDiscarded(request) => {
+                trace.mix(14);
+                request.all.iter().for_each(|&word| trace.mix(word));
+            }
+            Output::CancelSave { id } => trace.mix(15 + id.0),
             Output::Stopped => trace.mix(9),
         }
     }

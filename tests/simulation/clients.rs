@@ -330,7 +330,7 @@ impl World {
 
     /// A client gets an error only from a node that cannot serve it.
     fn error_has_a_cause(&mut self, n: usize, error: &ReplyError) {
-        let stops = self.admin.stopping(n);
+        let stops = self.admin.stopping(n) || self.admin.evicted[n];
         let node = &self.nodes[n];
         let serves = node.role == Role::Primary && node.disk_state == DiskState::UpToDate;
         if serves && !stops {

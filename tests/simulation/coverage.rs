@@ -96,6 +96,7 @@ fn expected(nodes: usize) -> Vec<String> {
     for order in ORDERS {
         all.extend(["done", "refused"].map(|answer| format!("order {order} {answer}")));
     }
+    all.extend(crate::policies::effects());
     let kinds = ["read", "write", "trim", "zeroes", "flush"];
     all.extend(kinds.map(|kind| format!("served {kind}")));
     let cannot = |what: &String| {

@@ -25,11 +25,13 @@ pub mod node;
 mod operator;
 pub mod oracle;
 pub mod plan;
+mod policies;
 pub mod reduce;
 pub mod rng;
 pub mod run;
 #[cfg(sabotage)]
 pub mod sabotaged;
+mod saving;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]

@@ -338,6 +338,8 @@ pub fn options(plan: &Plan) -> Options {
         ko_count: 3,
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
+        policies: plan.policies,
+        save_discarded: plan.save_discarded,
         ..Options::default()
     };
     if plan.tight {

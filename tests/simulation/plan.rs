@@ -4,6 +4,7 @@
 
 use crate::rng::Rng;
 use twinblk_engine::config::Protocol;
+use twinblk_engine::split_brain::Policies;
 
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
@@ -123,6 +124,10 @@ pub struct Plan {
     pub al_extents: u32,
     /// Short time limits and small queues.
     pub tight: bool,
+    /// What gives way after a split brain.
+    pub policies: Policies,
+    /// A copy that is given up is saved first.
+    pub save_discarded: bool,
     /// A node that ends for ever, and when: the others have to heal and serve without it.
     pub lost: Option<(usize, u64)>,
     /// Disturbances (by number) that are left out: how a failure is reduced.
@@ -183,6 +188,8 @@ impl Plan {
             extent_size: rng.pick(&[4096, 4096, 16 << 10, 64 << 10, 4 << 20]),
             al_extents,
             tight: rng.per_mille(400),
+            policies: crate::policies::draw(seed, nodes),
+            save_discarded: Rng::stream(seed, 22).per_mille(500),
             lost: None,
             without: Vec::new(),
             most: u64::MAX,
@@ -230,6 +237,8 @@ impl Plan {
             extent_size: 16 << 10,
             al_extents: 3,
             tight: false,
+            policies: Policies::default(),
+            save_discarded: false,
             lost: None,
             without: Vec::new(),
             most: 0,

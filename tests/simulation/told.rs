@@ -37,6 +37,7 @@ impl World {
             What::Role(from, to) => {
                 self.trace.count(&format!("role {from:?}→{to:?}"));
                 self.nodes[n].role = to;
+                self.admin.evicted[n] &= to == Role::Primary;
                 if to == Role::Primary {
                     self.promoted(n);
                 }
@@ -86,7 +87,10 @@ impl World {
                 self.trace
                     .count(&format!("suspended {}→{}", from.words(), to.words()))
             }
-            What::Incident => self.verify_told(n, &event.cause),
+            What::Incident => {
+                self.verify_told(n, &event.cause);
+                self.policy_told(n, &event.cause);
+            }
         }
     }
 

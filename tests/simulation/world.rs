@@ -51,6 +51,8 @@ pub enum Due {
     Boot(usize, u64),
     /// A node ends for ever.
     Lose(usize),
+    /// What is given up is saved: node, life, number.
+    Saved(usize, u64, u64),
 }
 
 /// A broken promise: which, and how.
@@ -200,9 +202,10 @@ impl World {
     /// The node that has to do something.
     fn whose(&self, due: Due) -> Option<usize> {
         match due {
-            Due::Disk(n, life, _) | Due::Tick(n, life) | Due::Measured(n, life) => {
-                (self.nodes[n].life == life).then_some(n)
-            }
+            Due::Disk(n, life, _)
+            | Due::Tick(n, life)
+            | Due::Measured(n, life)
+            | Due::Saved(n, life, _) => (self.nodes[n].life == life).then_some(n),
             Due::Arrive(link, side, _) => Some(self.links[link].ends[1 - side]),
             Due::Progress(link, side) | Due::Gone(link, side) => Some(self.links[link].ends[side]),
             _ => None,
@@ -213,6 +216,7 @@ impl World {
         match due {
             Due::Disk(n, life, op) => self.disk_done(n, life, op),
             Due::Measured(n, life) => self.measured(n, life),
+            Due::Saved(n, life, id) => self.saved(n, life, id),
             Due::Tick(n, life) => {
                 let node = &mut self.nodes[n];
                 if node.life == life && node.tick_at.is_some_and(|at| at <= self.now) {

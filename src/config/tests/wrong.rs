@@ -85,10 +85,6 @@ fn what_drbd_has_and_this_version_has_not_is_refused_honestly() {
             "[net]\nallow-two-primaries = true\n",
             "`allow-two-primaries = true`",
         ),
-        (
-            "[net]\nafter-sb-1pri = \"consensus\"\n",
-            "`after-sb-1pri` = \"consensus\"",
-        ),
     ] {
         let text = refusal(&sample_and(more));
         assert!(
@@ -101,6 +97,12 @@ fn what_drbd_has_and_this_version_has_not_is_refused_honestly() {
             "{text}"
         );
     }
+    let text = refusal(&sample_and("[net]\nrr-conflict = \"auto-discard\"\n"));
+    assert!(text.contains("`crashed-primary`"), "{text}");
+    let text = refusal(&sample_and(
+        "[net]\nafter-sb-0pri = \"discard-node-carol\"\n",
+    ));
+    assert!(text.contains("the nodes are: alpha, bravo"), "{text}");
     assert!(load_text(&sample_and("[handlers]\n[startup]\n")).is_ok());
     let text = refusal(&sample_and("[handlers]\nfence_peer = \"x\"\n"));
     assert!(text.contains("did you mean `fence-peer`?"), "{text}");

@@ -23,7 +23,15 @@ pub(super) fn findings(p: &Picture<'_>) -> Vec<Finding> {
 }
 
 fn is_split_brain(peer: &PeerStatus) -> bool {
-    peer.connection == ConnState::StandAlone && peer.reason.starts_with("split brain")
+    peer.split_brain.is_some()
+}
+
+/// What each side has changed since the copies parted, in bytes: here, there.
+fn changed(peer: &PeerStatus) -> (u64, u64) {
+    let volumes = peer.split_brain.iter().flat_map(|split| &split.volumes);
+    volumes.fold((0, 0), |(here, there), v| {
+        (here + v.here.changed, there + v.there.changed)
+    })
 }
 
 fn connection(p: &Picture<'_>, peer: &PeerStatus) -> Finding {
@@ -82,13 +90,15 @@ fn connection(p: &Picture<'_>, peer: &PeerStatus) -> Finding {
 fn connection_commands(p: &Picture<'_>, peer: &PeerStatus) -> Vec<Suggestion> {
     let name = &peer.name;
     if is_split_brain(peer) {
-        let give_up = |node: &str, other: &str| {
+        let (here, there) = changed(peer);
+        let give_up = |node: &str, other: &str, bytes: u64| {
             p.on(
                 node,
-                "connect --discard-my-data RES",
+                "connect --discard-my-data --save-discarded FILE RES",
                 format!(
-                    "gives up what was written on {node} since the copies parted: {other}'s data win \
-                     ({node} must be Secondary, and {other} must `twinblk connect RES` too)"
+                    "gives up what was written on {node} since the copies parted, {bytes} bytes at most, \
+                     and saves it to FILE first: {other}'s data win ({node} must be Secondary, and \
+                     {other} must `twinblk connect RES` too)"
                 ),
             )
         };
@@ -97,8 +107,8 @@ fn connection_commands(p: &Picture<'_>, peer: &PeerStatus) -> Vec<Suggestion> {
                 "connect --dry-run RES",
                 "only tells what would happen, by which rule, and how much",
             ),
-            give_up(p.me(), name),
-            give_up(name, p.me()),
+            give_up(p.me(), name, here),
+            give_up(name, p.me(), there),
         ];
     }
     match peer.connection {

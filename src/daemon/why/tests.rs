@@ -8,6 +8,7 @@ use clap::Parser;
 use twinblk_engine::command::{Refusal, RefusalKind};
 use twinblk_engine::event::{ConnState, DiskState, ReplState};
 use twinblk_engine::states::{CONNECTIONS, DISKS, REPLICATIONS};
+use twinblk_engine::status::{SplitBrain, SplitSide, SplitVolume};
 
 fn config() -> config::Resource {
     let dir = tempfile::tempdir().expect("a directory");
@@ -110,6 +111,21 @@ fn a_split_brain_names_both_ways_out() {
         s.peers[0].connection = ConnState::StandAlone;
         s.peers[0].volumes[0].replication = ReplState::Off;
         s.peers[0].reason = "split brain (both-changed): both changed".into();
+        let side = |changed| SplitSide {
+            changed,
+            current: 1,
+            base: 2,
+            parted_as_primary: true,
+        };
+        s.peers[0].split_brain = Some(SplitBrain {
+            found: Instant(1),
+            volumes: vec![SplitVolume {
+                volume: twinblk_engine::ids::VolumeId(0),
+                rule: "both-changed",
+                here: side(4096),
+                there: side(8192),
+            }],
+        });
     });
     is_whole(&why);
     assert!(why.summary.starts_with("split brain"), "{why:?}");
@@ -120,6 +136,11 @@ fn a_split_brain_names_both_ways_out() {
         .map(|c| c.node.as_str())
         .collect();
     assert_eq!(nodes, ["alpha", "bravo"]);
+    let effects = why.findings[0].commands.iter().map(|c| c.effect.as_str());
+    let amounts = ["4096 bytes", "8192 bytes"];
+    for (effect, amount) in effects.skip(1).zip(amounts) {
+        assert!(effect.contains(amount), "{effect}");
+    }
 }
 
 #[test]

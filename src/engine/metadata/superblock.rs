@@ -105,6 +105,8 @@ flags! {
         FOLLOWED = 2,
         /// It may have got more from a lost Primary than this copy.
         UNRECONCILED = 3,
+        /// When the two were last in touch, this node was Primary.
+        PARTED_AS_PRIMARY = 4,
     }
 }
 

@@ -11,5 +11,6 @@ mod pair;
 mod random;
 mod resize;
 mod scenarios;
+mod split_brain;
 mod suspend;
 mod verify;

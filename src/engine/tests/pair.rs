@@ -44,6 +44,11 @@ pub(crate) struct Node {
     pub(crate) stopped: bool,
     /// How often clients were thrown out.
     pub(crate) closed_clients: u32,
+    /// What was to be saved and has not been answered, and what need not be any more.
+    pub(crate) saves: Vec<crate::save_discarded::SaveDiscarded>,
+    pub(crate) cancelled: Vec<crate::ids::SaveId>,
+    /// How often all clients' connections were closed.
+    pub(crate) dropped: u64,
     /// Handlers that were asked for and have not been answered.
     pub(crate) handlers: Vec<(crate::ids::HandlerId, crate::handler::HandlerKind)>,
     /// How many metadata, data and comparing operations succeed before some fail.
@@ -86,7 +91,7 @@ pub(crate) struct Pair {
     pub(crate) nodes: [Node; 2],
     pub(crate) now: Instant,
     rng: Rng,
-    options: Options,
+    pub(crate) options: Options,
     /// streams[from][channel]
     streams: [[Stream; 2]; 2],
     sent: [u64; 2],
@@ -160,6 +165,9 @@ impl Pair {
                 reads: BTreeMap::new(),
                 stopped: false,
                 closed_clients: 0,
+                saves: Vec::new(),
+                cancelled: Vec::new(),
+                dropped: 0,
                 handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
@@ -478,6 +486,9 @@ impl Pair {
                     event.severity, event.what, event.cause
                 ));
             }
+            Output::SaveDiscarded(request) => node.saves.push(*request),
+            Output::CancelSave { id } => node.cancelled.push(id),
+            Output::DropClients { .. } => node.dropped += 1,
             Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
             Output::CloseClients => node.closed_clients += 1,
             Output::Stopped => node.stopped = true,
