@@ -33,6 +33,7 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
         check_auto_promote(file, problems);
         check_fencing(file, problems);
         check_victim(file, problems);
+        check_device_times(file, problems);
         for node in &file.nodes {
             let owner = &node.name.value;
             // A node may have the same address for all its resources, but only one node can.
@@ -267,6 +268,51 @@ fn check_victim(file: &FileResource, problems: &mut Vec<Problem>) {
         let message = format!("`after-sb-0pri` names the node `{name}`, which does not exist");
         let help = format!("the nodes are: {}", known.join(", "));
         problems.push(Problem::at(spot, message).help(help));
+    }
+}
+
+/// A write waits until a peer that is lost is given up. If that takes longer than the kernel device waits, its
+/// users get an error where they only have to wait.
+fn check_device_times(file: &FileResource, problems: &mut Vec<Problem>) {
+    let mut volumes = file.nodes.iter().flat_map(|node| &node.volumes);
+    if !volumes.any(|volume| volume.device.is_some()) {
+        return;
+    }
+    let time = |key| file.settings.time(key);
+    let waits = time(Key::DeviceTimeout) + time(Key::DeviceDeadTimeout);
+    let count = u32::try_from(file.settings.number(Key::KoCount)).unwrap_or(u32::MAX);
+    let ways = [
+        (
+            time(Key::PingInt) + time(Key::PingTimeout),
+            "`ping-int` and `ping-timeout`",
+            [Key::PingInt, Key::PingTimeout],
+        ),
+        (
+            time(Key::Timeout).saturating_mul(count),
+            "`timeout` times `ko-count`",
+            [Key::Timeout, Key::KoCount],
+        ),
+    ];
+    for (lost, way, keys) in ways {
+        if waits > lost {
+            continue;
+        }
+        let keys = [Key::DeviceDeadTimeout, Key::DeviceTimeout]
+            .into_iter()
+            .chain(keys);
+        let written = keys
+            .filter_map(|key| file.written.iter().find(|(k, _)| *k == key))
+            .next();
+        let Some((_, spot)) = written else { continue };
+        let message = format!(
+            "`device-timeout` and `device-dead-timeout` together ({}) must be longer than it takes to give up \
+             a lost peer ({}: {way})",
+            show_time(waits),
+            show_time(lost)
+        );
+        let help = "a write waits for that, and the kernel would fail it: make `device-dead-timeout` longer";
+        problems.push(Problem::at(spot, message).help(help));
+        return;
     }
 }
 

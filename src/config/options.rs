@@ -428,8 +428,9 @@ pub(crate) static OPTIONS: [OptionRow; 25] = [
         Value::Time(seconds(20)),
         How::Live,
         "How long the kernel device waits for the answer to a request until it sends it again. After \
-         the daemon was killed and is back, what was under way goes on after so long at most. Not \
-         below the time in which a lost peer is noticed (`ping-int` plus `ping-timeout`).",
+         the daemon was killed and is back, what was under way goes on after so long at most. Best \
+         above the time in which a silent peer is given up (`ping-int` plus `ping-timeout`); together \
+         with `device-dead-timeout` it must be above that, and above `timeout` times `ko-count`.",
     ),
     row(
         Key::DeviceDeadTimeout,

@@ -135,6 +135,31 @@ fn a_device_is_one_of_the_nbd_drivers() {
 }
 
 #[test]
+fn a_device_waits_longer_than_for_a_lost_peer() {
+    let with_device = |options: &str| {
+        let device = "id = 0\ndevice = \"/dev/nbd0\"";
+        format!("{}{options}", sample_with("id = 0", device))
+    };
+    let short = "[options]\ndevice-timeout = \"3s\"\ndevice-dead-timeout = \"10s\"\n";
+    // Without a device it does not matter.
+    assert!(load_text(&sample_and(short)).is_ok());
+    let text = refusal(&with_device(short));
+    assert!(
+        text.contains("together (13s)") && text.contains("(13s: `ping-int` and"),
+        "{text}"
+    );
+    assert!(text.contains("| device-dead-timeout = \"10s\""), "{text}");
+    // Now the peer that answers pings and confirms nothing, for 6 s seven times.
+    let text = refusal(&with_device(&short.replace("10s", "39s")));
+    assert!(text.contains("(42s: `timeout` times `ko-count`)"), "{text}");
+    assert!(load_text(&with_device(&short.replace("10s", "40s"))).is_ok());
+    // What is not written has its default; what is written is shown.
+    let text = refusal(&with_device("[net]\nko-count = 100\n"));
+    assert!(text.contains("| ko-count = 100"), "{text}");
+    assert!(load_text(&with_device("[net]\nko-count = 0\n")).is_ok());
+}
+
+#[test]
 fn a_resource_needs_a_secret() {
     let text = refusal(&sample_with("shared-secret = \"0123456789abcdef\"\n", ""));
     assert!(text.contains("openssl rand -hex 32"), "{text}");
