@@ -18,4 +18,5 @@ mod resize;
 mod roles;
 mod secondary_killed;
 mod split_brain;
+mod split_brain_policy;
 mod verify;
