@@ -19,5 +19,6 @@ mod resize;
 mod roles;
 mod secondary_killed;
 mod split_brain;
+mod split_brain_policy;
 mod verify;
 mod why;

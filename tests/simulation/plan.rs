@@ -188,7 +188,7 @@ impl Plan {
             extent_size: rng.pick(&[4096, 4096, 16 << 10, 64 << 10, 4 << 20]),
             al_extents,
             tight: rng.per_mille(400),
-            policies: crate::policies::draw(seed, nodes),
+            policies: crate::policies::draw(seed),
             save_discarded: Rng::stream(seed, 22).per_mille(500),
             lost: None,
             without: Vec::new(),

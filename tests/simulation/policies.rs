@@ -9,12 +9,12 @@ use twinblk_engine::ids::NodeId;
 use twinblk_engine::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies, RrConflict};
 
 /// What a seed sets. Two of five leave everything as it is by default.
-pub(crate) fn draw(seed: u64, nodes: usize) -> Policies {
+pub(crate) fn draw(seed: u64) -> Policies {
     let mut rng = Rng::stream(seed, 21);
     if rng.per_mille(400) {
         return Policies::default();
     }
-    let victim = u8::try_from(rng.index(nodes)).expect("few");
+    let victim = u8::try_from(rng.index(2)).expect("few");
     let mut zero = AfterSb0Pri::NAMED.to_vec();
     zero.push(AfterSb0Pri::DiscardNode(NodeId(victim)));
     Policies {
@@ -42,7 +42,10 @@ pub(crate) fn effects() -> Vec<String> {
         "saving cancelled".to_owned(),
     ];
     let node = AfterSb0Pri::DiscardNode(NodeId(0));
-    let zero = AfterSb0Pri::NAMED.into_iter().chain([node]);
+    // It resolves only what a forced promotion without a write has left: two engines have a test of it
+    // (`src/engine/tests/split_brain.rs`), and here it is too rare to be asked for.
+    let rare = |p: &AfterSb0Pri| *p != AfterSb0Pri::DiscardZeroChanges;
+    let zero = AfterSb0Pri::NAMED.into_iter().chain([node]).filter(rare);
     all.extend(zero.map(|p| format!("after-sb-0pri {}", zero_name(p))));
     all.extend(
         AfterSb1Pri::ALL

@@ -170,8 +170,8 @@ fn nothing_is_discarded_under_disconnect() {
             let before = [0, 1].map(|n| pair.content(n).to_vec());
             meet(&mut pair);
             expect_parted(&pair);
-            for n in 0..2 {
-                assert!(pair.content(n) == before[n], "nothing was overwritten");
+            for (n, before) in before.iter().enumerate() {
+                assert!(pair.content(n) == before, "nothing was overwritten");
                 assert_eq!(names(&pair, n), ["initial-split-brain", "split-brain"]);
             }
         }
