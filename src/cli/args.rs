@@ -429,6 +429,8 @@ pub(crate) enum HookAction {
     Status,
     /// Exit code 0 when this node is Primary or could be made so now.
     Promotable,
+    /// Exit code 0 when what this node has to do as Primary it can do: its data and its device are there.
+    Health,
     /// Print a score for cluster managers, `none` or `keep`.
     Score,
 }

@@ -9,7 +9,7 @@ use super::args::{Hook, HookAction};
 use super::client::Client;
 use super::exit::{CliError, Code};
 use super::hook_intent::Intent;
-use super::hook_score::score;
+use super::hook_score::{reaches_current, score};
 use super::print;
 use crate::api::{Order, ResourceStatus};
 use std::path::Path;
@@ -50,6 +50,7 @@ pub(super) async fn run(client: &Client, control: &Path, args: &Hook) -> Result<
         }
         HookAction::Status => call.status().await,
         HookAction::Promotable => call.promotable().await,
+        HookAction::Health => call.health().await,
         HookAction::Score => {
             let status = client.status(name).await?;
             print(&format!("{}\n", score(&status, &args.scores)))
@@ -182,6 +183,33 @@ impl Call<'_> {
             _ => Ok(()),
         }
     }
+
+    /// Whether clients of this Primary get their data. I/O that is suspended counts as served: it waits
+    /// for something that is under way, and to fail over would not make it come sooner.
+    async fn health(&self) -> Result<(), CliError> {
+        let status = self.client.status(self.name).await?;
+        unserved(&status).map_or(Ok(()), Err)
+    }
+}
+
+/// What keeps a Primary from serving; a Secondary has nothing to serve.
+fn unserved(status: &ResourceStatus) -> Option<CliError> {
+    if status.role != "Primary" {
+        return None;
+    }
+    let bad = |v: &&crate::api::VolumeStatus| !reaches_current(status, v);
+    if let Some(volume) = status.volumes.iter().find(bad) {
+        return Some(CliError::new(
+            Code::NoUpToDateData,
+            format!(
+                "{} is Primary without access to current data: the disk of volume {} is {}, and no \
+                 connected peer has them",
+                status.name, volume.volume, volume.disk
+            ),
+            format!("look at `twinblk why {}`", status.name),
+        ));
+    }
+    device_is_missing(status)
 }
 
 /// A peer that is not there yet, and may be in a moment.
@@ -222,4 +250,45 @@ fn device_is_missing(status: &ResourceStatus) -> Option<CliError> {
         ),
         format!("look at `twinblk why {}`", status.name),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fake_daemon::resource;
+
+    #[test]
+    fn a_primary_without_data_or_device_is_not_healthy() {
+        let code = |change: &dyn Fn(&mut ResourceStatus)| {
+            let mut r = resource("r0");
+            change(&mut r);
+            unserved(&r).map(|e| e.code)
+        };
+        assert_eq!(code(&|_| {}), None);
+        let lost_disk = |r: &mut ResourceStatus| r.volumes[0].disk = "Diskless".into();
+        assert_eq!(code(&lost_disk), None, "the peer serves");
+        let alone = |r: &mut ResourceStatus| r.peers[0].volumes[0].peer_disk = "DUnknown".into();
+        assert_eq!(code(&alone), None, "the own disk serves");
+        let neither = |r: &mut ResourceStatus| {
+            lost_disk(r);
+            alone(r);
+        };
+        assert_eq!(code(&neither), Some(Code::NoUpToDateData as u8));
+        assert_eq!(
+            code(&|r| {
+                neither(r);
+                r.role = "Secondary".into();
+            }),
+            None,
+            "a Secondary serves nobody"
+        );
+        let given_up = |r: &mut ResourceStatus| {
+            r.volumes[0].device = Some(crate::api::DeviceStatus {
+                path: "/dev/nbd0".into(),
+                state: "given-up".into(),
+                reason: "bravo was Primary meanwhile".into(),
+            });
+        };
+        assert_eq!(code(&given_up), Some(Code::Other as u8));
+    }
 }

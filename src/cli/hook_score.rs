@@ -1,7 +1,7 @@
 //! `hook RES score`: how good a Primary this node would make, as a number for a cluster manager. The
 //! steps are those of DRBD's resource agent.
 
-use crate::api::ResourceStatus;
+use crate::api::{ResourceStatus, VolumeStatus};
 
 /// The four scores, from bad to good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +34,7 @@ pub(super) fn score(status: &ResourceStatus, scores: &Scores) -> String {
         return "keep".to_owned();
     }
     let all = |wanted: &str| status.volumes.iter().all(|v| v.disk == wanted);
-    let reaches_current = status.volumes.iter().all(|v| {
-        let mut theirs = status.peers.iter().flat_map(|p| &p.volumes);
-        v.disk == "UpToDate" || theirs.any(|t| t.volume == v.volume && t.peer_disk == "UpToDate")
-    });
+    let reaches_current = status.volumes.iter().all(|v| reaches_current(status, v));
     let known = status
         .peers
         .iter()
@@ -62,6 +59,13 @@ pub(super) fn score(status: &ResourceStatus, scores: &Scores) -> String {
     } else {
         "none".to_owned()
     }
+}
+
+/// The volume's data are current here or on a peer.
+pub(super) fn reaches_current(status: &ResourceStatus, volume: &VolumeStatus) -> bool {
+    let mut theirs = status.peers.iter().flat_map(|p| &p.volumes);
+    volume.disk == "UpToDate"
+        || theirs.any(|t| t.volume == volume.volume && t.peer_disk == "UpToDate")
 }
 
 #[cfg(test)]
