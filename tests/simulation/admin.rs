@@ -48,6 +48,11 @@ impl Admin {
         }
     }
 
+    /// The number of the next order.
+    pub(crate) fn next_order(&self) -> u64 {
+        self.next + 1
+    }
+
     /// It was told to stop.
     pub fn stopping(&self, n: usize) -> bool {
         self.stops[n]
@@ -83,6 +88,7 @@ impl World {
         if !matches!(command, Command::Primary { force: false }) {
             self.resyncs = 0;
         }
+        self.overrules(n, &command);
         match &command {
             Command::Invalidate => self.oracle.expendable(n),
             Command::Connect {
@@ -146,6 +152,7 @@ impl World {
                 self.admin.stops[n] = false;
             }
         }
+        self.handler_hears(id.0, &result);
         if self.admin.keeps_answers {
             self.admin.answers.insert(id.0, result);
         }
@@ -275,6 +282,8 @@ fn word(command: &Command) -> &'static str {
         Command::VerifyStop { .. } => "verify --stop",
         Command::Resize { .. } => "resize",
         Command::NewCurrentUuid { .. } => "new-current-uuid",
+        Command::SecondaryByForce => "secondary --force",
+        Command::Outdate => "outdate",
         Command::SuspendIo => "suspend-io",
         Command::ResumeIo => "resume-io",
         Command::SetOptions(_) => "adjust",

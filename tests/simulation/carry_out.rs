@@ -123,11 +123,8 @@ impl World {
             }
             Output::CommandDone { id, result } => self.command_done(n, id, result),
             Output::Event(event) => self.told(n, event),
-            // No plan configures one yet.
-            Output::Handler { kind, .. } => {
-                let text = format!("node {n} asks for {}, which is not configured", kind.name());
-                self.violate("handlers_are_configured", text);
-            }
+            Output::Handler { id, kind, peer, .. } => self.handler(n, id, kind, peer),
+            Output::CloseClients => self.nodes[n].holders.clear(),
             Output::Stopped => {
                 self.nodes[n].stopped = true;
                 self.stopped(n);
@@ -187,6 +184,7 @@ impl World {
                 trace.mix(12);
                 trace.mix_bytes(kind.name().as_bytes());
             }
+            Output::CloseClients => trace.mix(13),
             Output::Stopped => trace.mix(9),
         }
     }

@@ -338,6 +338,8 @@ pub fn options(plan: &Plan) -> Options {
         ko_count: 3,
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
+        fencing: plan.fence.fencing,
+        handlers: plan.fence.handler_set(),
         ..Options::default()
     };
     if plan.tight {

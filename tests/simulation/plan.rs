@@ -2,6 +2,7 @@
 //! disturbances occur how often. Every seed leaves most kinds of disturbance out, so that rare ones
 //! are not hidden behind frequent ones.
 
+use crate::handlers::FencePlan;
 use crate::rng::Rng;
 use twinblk_engine::config::Protocol;
 
@@ -125,6 +126,8 @@ pub struct Plan {
     pub tight: bool,
     /// A node that ends for ever, and when: the others have to heal and serve without it.
     pub lost: Option<(usize, u64)>,
+    /// Fencing, handlers, suspension.
+    pub fence: FencePlan,
     /// Disturbances (by number) that are left out: how a failure is reduced.
     pub without: Vec<u64>,
     /// Nothing disturbs after this many disturbances.
@@ -184,6 +187,7 @@ impl Plan {
             al_extents,
             tight: rng.per_mille(400),
             lost: None,
+            fence: FencePlan::new(seed),
             without: Vec::new(),
             most: u64::MAX,
         };
@@ -231,6 +235,7 @@ impl Plan {
             al_extents: 3,
             tight: false,
             lost: None,
+            fence: FencePlan::none(),
             without: Vec::new(),
             most: 0,
         }

@@ -37,6 +37,7 @@ impl World {
                 self.nodes[n].role = to;
                 if to == Role::Primary {
                     self.promoted(n);
+                    self.fencing_keeps_one_primary(n);
                 }
             }
             What::Disk(_, from, to) => {
@@ -84,7 +85,10 @@ impl World {
                 self.trace
                     .count(&format!("suspended {}→{}", from.words(), to.words()))
             }
-            What::Incident => self.verify_told(n, &event.cause),
+            What::Incident => {
+                self.fencing_keeps_from_split_brain(n, &event.cause);
+                self.verify_told(n, &event.cause);
+            }
         }
     }
 
