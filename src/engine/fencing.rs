@@ -323,6 +323,13 @@ impl Resource {
         };
         match code {
             3 => self.fenced(p, DiskState::Inconsistent, "its disk is Inconsistent"),
+            4 | 7 if self.volumes.iter().any(|v| v.disk < DiskState::Consistent) => {
+                let text = format!(
+                    "{name} is fenced now (exit code {code}), but meanwhile this copy is not fit \
+                     either: connect the two"
+                );
+                self.fence_failed(p, text);
+            }
             4 | 7 if !lately => {
                 let text = format!(
                     "{name} is fenced now (exit code {code}), but it may have gone on before: \

@@ -154,7 +154,7 @@ fn a_handler_that_fails_leaves_io_waiting_until_the_peer_is_back_or_somebody_ord
         wait_run(&events, words);
         assert!(is_frozen(&stage.nodes[0].status()));
         assert!(!waits.is_finished(), "nothing is confirmed");
-        assert_eq!(stage.nodes[1].status()["volumes"][0]["disk"], "Consistent");
+        stage.nodes[1].wait("in doubt", |s| s["volumes"][0]["disk"] == "Consistent");
         if round % 2 == 0 {
             stage.nodes[0].ok(&["resume-io", "r0"]);
         } else {
