@@ -80,14 +80,9 @@ impl Handlers {
 
 /// What is said of a key that is no handler.
 fn unknown(name: &str) -> (String, String) {
-    if let Some(note) = later::find(SECTION, name) {
-        let help = if note.is_empty() {
-            "remove the line"
-        } else {
-            note
-        };
+    if later::in_section(SECTION).any(|later| later == name) {
         let message = format!("`{name}` is not supported by this version");
-        return (message, help.to_owned());
+        return (message, "remove the line".to_owned());
     }
     let known = HandlerKind::ALL.map(HandlerKind::name);
     let like = known.into_iter().chain(later::in_section(SECTION));

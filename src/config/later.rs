@@ -48,7 +48,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("net", "allow-remote-read", ""),
     ("net", "load-balance-paths", ""),
     ("disk", "on-io-error", ""),
-    ("disk", "fencing", "here it belongs in [net], as in DRBD 9"),
     ("disk", "size", ""),
     ("disk", "al-updates", ""),
     ("disk", "al-stripes", ""),

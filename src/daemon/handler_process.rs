@@ -6,16 +6,16 @@
 //!   [`GRACE`] SIGKILL;
 //! * a group is signalled only while its leader is not reaped: the number cannot be another's.
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::collections::VecDeque;
 use std::fmt::Write;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 /// How long a group may take to end after SIGTERM.
@@ -45,7 +45,8 @@ enum Stage {
 pub(super) struct HandlerProcess {
     child: Child,
     group: Pid,
-    pidfd: AsyncFd<OwnedFd>,
+    /// Some child has ended.
+    children: tokio::signal::unix::Signal,
     output: Output,
     ended: bool,
 }
@@ -53,7 +54,7 @@ pub(super) struct HandlerProcess {
 /// The end of what a process says.
 #[derive(Debug)]
 struct Output {
-    pipe: Option<AsyncFd<OwnedFd>>,
+    pipe: Option<Receiver>,
     tail: VecDeque<u8>,
 }
 
@@ -69,10 +70,10 @@ impl Drop for HandlerProcess {
 impl HandlerProcess {
     /// Starts `command` in a shell, with this environment and no other.
     pub(super) fn start(command: &str, environment: &[(String, String)]) -> io::Result<Self> {
-        let flags = rustix::pipe::PipeFlags::CLOEXEC;
-        let (reader, writer) = rustix::pipe::pipe_with(flags)?;
-        rustix::io::ioctl_fionbio(&reader, true)?;
-        let pipe = AsyncFd::register(reader)?;
+        // Listened to from before there is anything to hear.
+        let children = signal(SignalKind::child())?;
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let pipe = Receiver::from_owned_fd(reader)?;
         let child = Command::new("/bin/sh")
             .arg("-c")
             .arg(command)
@@ -86,16 +87,6 @@ impl HandlerProcess {
             .spawn()?;
         let number = child.id().and_then(|id| i32::try_from(id).ok());
         let group = number.and_then(Pid::from_raw).ok_or(io::ErrorKind::Other)?;
-        let pidfd = pidfd_open(group, PidfdFlags::NONBLOCK)
-            .map_err(io::Error::from)
-            .and_then(AsyncFd::register);
-        let pidfd = match pidfd {
-            Ok(pidfd) => pidfd,
-            Err(error) => {
-                let _ = kill_process_group(group, Signal::KILL);
-                return Err(error);
-            }
-        };
         let output = Output {
             pipe: Some(pipe),
             tail: VecDeque::new(),
@@ -103,7 +94,7 @@ impl HandlerProcess {
         Ok(Self {
             child,
             group,
-            pidfd,
+            children,
             output,
             ended: false,
         })
@@ -118,13 +109,10 @@ impl HandlerProcess {
         tokio::pin!(cut);
         let (mut stage, mut cut_off) = (Stage::Runs, false);
         let mut next = Instant::now() + limit;
-        loop {
+        // Until it is reaped below, its number stays its own.
+        while !self.has_ended()? {
             tokio::select! {
-                // Until it is reaped below, its number stays its own.
-                ready = self.pidfd.readable() => {
-                    ready?.retain_ready();
-                    break;
-                }
+                _ = self.children.recv() => {}
                 () = self.output.read(), if self.output.pipe.is_some() => {}
                 () = &mut cut, if !cut_off => {
                     cut_off = true;
@@ -161,6 +149,12 @@ impl HandlerProcess {
         })
     }
 
+    /// Whether the leader has ended; it is not reaped.
+    fn has_ended(&self) -> io::Result<bool> {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        Ok(waitid(WaitId::Pid(self.group), look)?.is_some())
+    }
+
     /// The last lines of what it said, in one line; empty if it said nothing.
     pub(super) fn said(&self) -> String {
         let bytes: Vec<u8> = self.output.tail.iter().copied().collect();
@@ -185,32 +179,39 @@ impl Output {
     /// Reads what there is; waits when there is nothing.
     async fn read(&mut self) {
         let Some(pipe) = &self.pipe else { return };
-        match pipe.readable().await {
-            Ok(mut ready) => ready.clear_ready(),
+        let mut buffer = [0; 4096];
+        let read = match pipe.readable().await {
+            Ok(()) => pipe.try_read(&mut buffer),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(0) => self.pipe = None,
+            Ok(n) => self.keep(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.pipe = None,
         }
-        self.drain();
     }
 
-    /// Reads what there is.
+    /// Reads what is left when the process has ended. Whoever it left behind may write on: unread.
     fn drain(&mut self) {
+        let Some(Ok(pipe)) = self.pipe.take().map(Receiver::into_nonblocking_fd) else {
+            return;
+        };
         let mut buffer = [0; 4096];
-        while let Some(pipe) = &self.pipe {
-            match rustix::io::read(pipe.get_ref(), &mut buffer) {
-                Ok(0) => self.pipe = None,
-                Ok(n) => {
-                    self.tail.extend(&buffer[..n]);
-                    let excess = self.tail.len().saturating_sub(TAIL);
-                    self.tail.drain(..excess);
-                    if n < buffer.len() {
-                        return;
-                    }
-                }
+        // No more than a pipe holds.
+        for _ in 0..16 {
+            match rustix::io::read(&pipe, &mut buffer) {
+                Ok(n) if n > 0 => self.keep(&buffer[..n]),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(_) => self.pipe = None,
+                _ => return,
             }
         }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.tail.extend(bytes);
+        let excess = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..excess);
     }
 }
 

@@ -11,7 +11,7 @@
 
 use crate::input::RequestKind;
 use crate::output::{Output, ReplyError};
-use crate::request::{LocalPart, RequestKey, errno};
+use crate::request::{LocalPart, Request, RequestKey, errno};
 use crate::resource::Resource;
 use crate::transfer_log::Entry;
 use alloc::vec::Vec;
@@ -97,13 +97,13 @@ impl Resource {
             LocalPart::NotStarted | LocalPart::InFlight => return,
             // Neither a generation nor a mark of a disk that failed can be relied upon: what was not
             // answered before is not answered with success.
+            _ if r.given_up => Some(ReplyError {
+                errno: errno::EIO,
+                text: "I/O was held back, and was given up by an order",
+            }),
             LocalPart::Done if failed => Some(ReplyError {
                 errno: errno::EIO,
                 text: "the local disk has failed",
-            }),
-            LocalPart::Done if r.given_up => Some(ReplyError {
-                errno: errno::EIO,
-                text: "I/O was held back, and was given up by an order",
             }),
             // Another node has gone on without this write.
             LocalPart::Done if outdated => Some(ReplyError {
@@ -170,6 +170,20 @@ impl Resource {
                 r.held = false;
             }
             self.try_complete(key);
+        }
+    }
+
+    /// What has not begun gets an error.
+    pub(crate) fn give_up_waiting(&mut self) {
+        let waits = |r: &Request| r.local == LocalPart::NotStarted;
+        let all = self.requests.iter().filter(|(_, r)| waits(r));
+        for key in all.map(|(key, _)| key).collect::<Vec<_>>() {
+            if let Some(r) = self.requests.get_mut(key) {
+                r.given_up = true;
+            }
+        }
+        for v in 0..self.volumes.len() {
+            self.fail_gated(v);
         }
     }
 

@@ -160,8 +160,12 @@ impl Resource {
     /// A resync target with blocks left: nobody can promote it.
     fn is_half_copied(&self, p: usize, v: usize) -> bool {
         let pv = &self.peers[p].volumes[v];
-        let under_way = pv.resync.as_ref().is_some_and(|r| !r.finish_sent());
-        !self.is_group() && pv.replication == ReplState::SyncSource && under_way
+        let under_way = match pv.replication {
+            ReplState::SyncSource => pv.resync.as_ref().is_some_and(|r| !r.finish_sent()),
+            ReplState::WFBitMapS => pv.disk == DiskState::Inconsistent,
+            _ => false,
+        };
+        !self.is_group() && under_way
     }
 
     /// As Primary: fences a peer that is not there.
@@ -319,6 +323,13 @@ impl Resource {
         };
         match code {
             3 => self.fenced(p, DiskState::Inconsistent, "its disk is Inconsistent"),
+            4 | 7 if self.volumes.iter().any(|v| v.disk < DiskState::Consistent) => {
+                let text = format!(
+                    "{name} is fenced now (exit code {code}), but meanwhile this copy is not fit \
+                     either: connect the two"
+                );
+                self.fence_failed(p, text);
+            }
             4 | 7 if !lately => {
                 let text = format!(
                     "{name} is fenced now (exit code {code}), but it may have gone on before: \

@@ -416,8 +416,10 @@ impl Resource {
         // Suspended I/O waits for an order, a handler or a peer.
         let waits = self.suspended.any();
         (self.started == 0 || waits && self.started == self.held.len())
-            && (waits || self.gated.is_empty() && self.logged.is_empty())
-            && self.volumes.iter().all(|v| v.cold.is_empty())
+            && (waits
+                || self.gated.is_empty()
+                    && self.logged.is_empty()
+                    && self.volumes.iter().all(|v| v.cold.is_empty()))
             && self.ops.len() == 0
             && self.receivers_idle()
             && self.role_change.is_none()

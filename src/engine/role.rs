@@ -315,9 +315,8 @@ impl Resource {
             self.clients = crate::slots::Slots::default();
             self.out.push(Output::CloseClients);
             self.fail_suspended("given up by `secondary --force`");
-            for v in 0..self.volumes.len() {
-                self.fail_gated(v);
-            }
+            // What has begun ends as it does; what waits for its turn gets an error.
+            self.give_up_waiting();
         }
         self.demote(Some(id));
     }

@@ -169,19 +169,24 @@ pub const DISK_CHANGES: &[Change<DiskState>] = &[
         Outdated,
         "a resync from an Outdated source is finished",
     ),
-    of_many(
+    change(
         UpToDate,
         Consistent,
-        "the Primary was lost: another survivor may have more",
+        "the Primary was lost, and may be written to (`fencing`), or another survivor may have more",
     ),
     of_many(
         Inconsistent,
         Consistent,
         "a resync is finished, and a third node may have more",
     ),
-    of_many(Consistent, UpToDate, "nobody has more"),
-    of_many(Consistent, Inconsistent, "a resync onto this disk begins"),
-    of_many(Consistent, Outdated, "another node has more"),
+    change(
+        Consistent,
+        UpToDate,
+        "nobody has more: the peer was met, fenced, or is known to be older, or the data were declared \
+         current",
+    ),
+    change(Consistent, Inconsistent, "a resync onto this disk begins"),
+    change(Consistent, Outdated, "another node has more, or `outdate`"),
     of_many(Consistent, Failed, "an I/O error"),
 ];
 

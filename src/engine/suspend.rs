@@ -124,6 +124,7 @@ impl Resource {
         if !self.suspended.any() {
             return;
         }
+        self.give_up_started();
         for request in core::mem::take(&mut self.frozen) {
             let text = "I/O was suspended, and was given up by an order";
             self.refuse(
@@ -137,7 +138,6 @@ impl Resource {
         for v in 0..self.volumes.len() {
             self.fail_gated(v);
         }
-        self.give_up_started();
         for v in &mut self.volumes {
             v.bump_owed = false;
         }

@@ -7,6 +7,7 @@ mod harness;
 mod both_killed;
 mod commands;
 mod daemon_end;
+mod fencing;
 mod flood;
 mod hook;
 mod interrupted_resync;

@@ -54,6 +54,11 @@ impl Admin {
         }
     }
 
+    /// The number of the next order.
+    pub(crate) fn next_order(&self) -> u64 {
+        self.next + 1
+    }
+
     /// It was told to stop.
     pub fn stopping(&self, n: usize) -> bool {
         self.stops[n]
@@ -91,6 +96,7 @@ impl World {
         if !matches!(command, Command::Primary { force: false }) {
             self.resyncs = 0;
         }
+        self.overrules(n, &command);
         match &command {
             Command::Invalidate => self.oracle.expendable(n),
             Command::Connect {
@@ -154,6 +160,7 @@ impl World {
                 self.admin.stops[n] = false;
             }
         }
+        self.handler_hears(id.0, &result);
         if self.admin.keeps_answers {
             self.admin.answers.insert(id.0, result);
         }
@@ -286,6 +293,8 @@ fn word(command: &Command) -> &'static str {
         Command::NewCurrentUuid { .. } => "new-current-uuid",
         Command::AutoPromote => "auto-promote",
         Command::AutoDemote => "auto-demote",
+        Command::SecondaryByForce => "secondary --force",
+        Command::Outdate => "outdate",
         Command::SuspendIo => "suspend-io",
         Command::ResumeIo => "resume-io",
         Command::SetOptions(_) => "adjust",

@@ -126,11 +126,8 @@ impl World {
             Output::DropClients { .. } => self.clients_dropped(n),
             Output::SaveDiscarded(request) => self.save_discarded(n, &request),
             Output::CancelSave { id } => self.cancel_save(n, id),
-            // No plan configures one yet.
-            Output::Handler { kind, .. } => {
-                let text = format!("node {n} asks for {}, which is not configured", kind.name());
-                self.violate("handlers_are_configured", text);
-            }
+            Output::Handler { id, kind, peer, .. } => self.handler(n, id, kind, peer),
+            Output::CloseClients => self.nodes[n].holders.clear(),
             Output::Stopped => {
                 self.nodes[n].stopped = true;
                 self.stopped(n);
@@ -196,6 +193,7 @@ impl World {
                 request.all.iter().for_each(|&word| trace.mix(word));
             }
             Output::CancelSave { id } => trace.mix(15 + id.0),
+            Output::CloseClients => trace.mix(17),
             Output::Stopped => trace.mix(9),
         }
     }

@@ -63,6 +63,30 @@ const ORDERS: [&str; 12] = [
     "verify",
 ];
 
+/// What only two nodes and more under a fencing policy meet.
+const FENCING: [&str; 20] = [
+    "handler fence-peer exit 1",
+    "handler fence-peer exit 3",
+    "handler fence-peer exit 4",
+    "handler fence-peer exit 5",
+    "handler fence-peer exit 6",
+    "handler fence-peer exit 7",
+    "handler fence-peer too late",
+    "handler hangs",
+    "handler unfence-peer",
+    "handler before-resync-target",
+    "handler after-resync-target",
+    "order outdate done",
+    "order outdate refused",
+    "order secondary --force done",
+    "order suspend-io done",
+    "order resume-io done",
+    "suspended no→fencing",
+    "suspended fencing→no",
+    "suspended no→user",
+    "suspended user→no",
+];
+
 const OTHERS: [&str; 18] = [
     "a node is lost for ever",
     "one declared current",
@@ -87,6 +111,7 @@ const OTHERS: [&str; 18] = [
 /// What runs with at most so many nodes must meet.
 fn expected(nodes: usize) -> Vec<String> {
     let mut all: Vec<String> = OTHERS.map(str::to_owned).into();
+    all.extend(FENCING.map(str::to_owned));
     all.extend(Fault::ALL.iter().map(|fault| format!("fault {fault:?}")));
     all.extend(Rule::ALL.iter().map(|rule| format!("row {}", rule.name())));
     all.extend(changes(nodes));

@@ -17,6 +17,7 @@ mod chaos;
 pub mod clients;
 pub mod coverage;
 pub mod disk;
+pub mod handlers;
 mod invariants;
 pub mod kept;
 mod links;

@@ -340,6 +340,8 @@ pub fn options(plan: &Plan) -> Options {
         al_extents: plan.al_extents,
         policies: plan.policies,
         save_discarded: plan.save_discarded,
+        fencing: plan.fence.fencing,
+        handlers: plan.fence.handler_set(),
         ..Options::default()
     };
     if plan.tight {

@@ -35,6 +35,9 @@ impl World {
                 return;
             }
         }
+        if self.someone_is_suspended() {
+            return;
+        }
         if self.someone_is_alone(&states) {
             return;
         }

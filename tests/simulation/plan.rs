@@ -2,6 +2,7 @@
 //! disturbances occur how often. Every seed leaves most kinds of disturbance out, so that rare ones
 //! are not hidden behind frequent ones.
 
+use crate::handlers::FencePlan;
 use crate::rng::Rng;
 use twinblk_engine::config::Protocol;
 use twinblk_engine::split_brain::Policies;
@@ -130,6 +131,8 @@ pub struct Plan {
     pub save_discarded: bool,
     /// A node that ends for ever, and when: the others have to heal and serve without it.
     pub lost: Option<(usize, u64)>,
+    /// Fencing, handlers, suspension.
+    pub fence: FencePlan,
     /// Disturbances (by number) that are left out: how a failure is reduced.
     pub without: Vec<u64>,
     /// Nothing disturbs after this many disturbances.
@@ -191,6 +194,7 @@ impl Plan {
             policies: crate::policies::draw(seed),
             save_discarded: Rng::stream(seed, 22).per_mille(500),
             lost: None,
+            fence: FencePlan::new(seed),
             without: Vec::new(),
             most: u64::MAX,
         };
@@ -240,6 +244,7 @@ impl Plan {
             policies: Policies::default(),
             save_discarded: false,
             lost: None,
+            fence: FencePlan::none(),
             without: Vec::new(),
             most: 0,
         }

@@ -40,6 +40,7 @@ impl World {
                 self.admin.evicted[n] &= to == Role::Primary;
                 if to == Role::Primary {
                     self.promoted(n);
+                    self.fencing_keeps_one_primary(n);
                 }
             }
             What::Disk(_, from, to) => {
@@ -88,6 +89,7 @@ impl World {
                     .count(&format!("suspended {}→{}", from.words(), to.words()))
             }
             What::Incident => {
+                self.fencing_keeps_from_split_brain(n, &event.cause);
                 self.verify_told(n, &event.cause);
                 self.policy_told(n, &event.cause);
             }

@@ -3,6 +3,7 @@
 
 use crate::admin::Admin;
 use crate::clients::Clients;
+use crate::handlers::Handlers;
 use crate::links::Death;
 use crate::net::{Link, Wire};
 use crate::node::Node;
@@ -53,6 +54,12 @@ pub enum Due {
     Lose(usize),
     /// What is given up is saved: node, life, number.
     Saved(usize, u64, u64),
+    /// A handler acts, or ends: which run.
+    Handler(u64),
+    /// The time of a handler is over.
+    HandlerLate(u64),
+    /// An administrator suspends I/O, or lets it go on.
+    Suspend,
 }
 
 /// A broken promise: which, and how.
@@ -83,6 +90,8 @@ pub struct World {
     pub clients: Clients,
     /// People.
     pub admin: Admin,
+    /// Handlers.
+    pub handlers: Handlers,
     /// What may be.
     pub oracle: Oracle,
     /// What was.
@@ -122,6 +131,7 @@ impl World {
             wires,
             clients: Clients::new(&plan),
             admin: Admin::new(&plan),
+            handlers: Handlers::new(plan.seed),
             oracle: Oracle::new(plan.nodes, sectors),
             trace: Trace::default(),
             violation: None,
@@ -244,6 +254,9 @@ impl World {
                     self.boot(n);
                 }
             }
+            Due::Handler(number) => self.handler_goes_on(number),
+            Due::HandlerLate(number) => self.handler_is_late(number),
+            Due::Suspend => self.suspend_at_random(),
             Due::Lose(n) => {
                 self.trace.count("a node is lost for ever");
                 self.kill(n, self.now.is_multiple_of(2));
@@ -371,6 +384,9 @@ impl World {
         self.after(SECOND / 20, Due::Operator);
         if self.plan.order_every > 0 {
             self.after(self.plan.order_every, Due::Order);
+        }
+        if self.plan.fence.suspends {
+            self.after(SECOND, Due::Suspend);
         }
         if !self.plan.faults.is_empty() {
             self.after(SECOND, Due::Disturb);

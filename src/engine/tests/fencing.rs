@@ -413,10 +413,8 @@ fn both_cut_apart_and_both_ordered_to_be_primary_are_never_both() {
                 codes[n] = 0;
             }
         }
-        for n in 0..2 {
-            if codes[n] != 0 {
-                fence(&mut pair, n, HandlerResult::Exited(codes[n]));
-            }
+        for (n, code) in codes.into_iter().enumerate().filter(|&(_, code)| code != 0) {
+            fence(&mut pair, n, HandlerResult::Exited(code));
         }
         let primaries = (0..2).filter(|&n| pair.role(n) == Role::Primary).count();
         assert!(primaries <= 1, "seed {seed}: {}", pair.dump());
