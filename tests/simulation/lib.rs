@@ -39,6 +39,8 @@ mod scenarios;
 mod scenarios_orders;
 #[cfg(test)]
 mod scenarios_resync;
+#[cfg(test)]
+mod scenarios_split_brain;
 // A build with mistakes tells only those stories that notice one.
 #[cfg(any(test, sabotage))]
 #[cfg_attr(sabotage, allow(dead_code))]

@@ -88,7 +88,9 @@ impl World {
             return self.trace.count(&format!("rr-conflict {value}"));
         }
         if cause.starts_with("split brain (bitmap-both)") {
-            return self.count_policy(cause.matches("(Primary").count(), false);
+            // Somebody is told to give way, and does not: also an effect.
+            let told = cause.contains("its handler is called");
+            return self.count_policy(cause.matches("(Primary").count(), told);
         }
         let resolved = cause.starts_with("split brain with ");
         let gives_way = cause.starts_with("giving way: ");
