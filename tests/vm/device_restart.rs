@@ -118,12 +118,12 @@ fn restarts(signal: &str, rounds: u64) {
 
 #[test]
 fn a_killed_daemon_is_replaced_under_a_mounted_file_system() {
-    restarts("KILL", number("TWINBLK_VM_RESTARTS", 2));
+    restarts("KILL", number("TWINBLK_VM_RESTARTS", 1));
 }
 
 #[test]
 fn a_daemon_is_restarted_under_a_mounted_file_system() {
-    restarts("TERM", number("TWINBLK_VM_RESTARTS", 2));
+    restarts("TERM", number("TWINBLK_VM_RESTARTS", 1));
 }
 
 #[test]
@@ -202,7 +202,8 @@ fn alone_it_goes_on_and_with_a_peer_that_was_promoted_it_does_not() {
 #[test]
 fn without_a_daemon_nobody_waits_for_ever() {
     let mut setup = DEVICE;
-    setup.options = "device-timeout = \"2s\"\ndevice-dead-timeout = \"5s\"\n";
+    // Together just above the 14 s of `timeout` times `ko-count`.
+    setup.options = "device-timeout = \"2s\"\ndevice-dead-timeout = \"13s\"\n";
     let mut pair = mounted(setup);
     let alpha = &mut pair.machines[0];
     alpha.ok("mount -o remount,errors=continue /mnt");
