@@ -118,12 +118,12 @@ fn restarts(signal: &str, rounds: u64) {
 
 #[test]
 fn a_killed_daemon_is_replaced_under_a_mounted_file_system() {
-    restarts("KILL", number("TWINBLK_VM_RESTARTS", 2));
+    restarts("KILL", number("TWINBLK_VM_RESTARTS", 1));
 }
 
 #[test]
 fn a_daemon_is_restarted_under_a_mounted_file_system() {
-    restarts("TERM", number("TWINBLK_VM_RESTARTS", 2));
+    restarts("TERM", number("TWINBLK_VM_RESTARTS", 1));
 }
 
 #[test]
