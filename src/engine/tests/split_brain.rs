@@ -20,9 +20,15 @@ fn connect() -> Command {
 }
 
 fn handlers() -> HandlerSet {
-    HandlerKind::ALL
-        .into_iter()
-        .fold(HandlerSet::default(), HandlerSet::with)
+    // Those that tell of it; none that a resync waits for.
+    [
+        HandlerKind::InitialSplitBrain,
+        HandlerKind::SplitBrain,
+        HandlerKind::PriLost,
+        HandlerKind::PriLostAfterSb,
+    ]
+    .into_iter()
+    .fold(HandlerSet::default(), HandlerSet::with)
 }
 
 /// Both in sync, alpha Primary, under these policies.
