@@ -146,7 +146,6 @@ impl Turn {
             Output::CloseClients => self.nbd.close_all(&mut self.core),
             Output::SaveDiscarded(request) => self.save_discarded(request),
             Output::CancelSave { id } => self.tell(FromLoop::CancelSave(id)),
-            Output::DropClients { .. } => self.nbd.drop_all(&mut self.core),
             Output::Stopped => {
                 self.stopped = true;
                 self.nbd.abort_all(&mut self.core);

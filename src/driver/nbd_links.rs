@@ -132,18 +132,6 @@ impl NbdLinks {
         }
     }
 
-    /// Ends all connections, as if every client had gone; the engine goes on and answers what it was
-    /// asked, but nobody hears it.
-    pub(crate) fn drop_all(&mut self, core: &mut Core) {
-        for slot in 0..self.links.slots() {
-            if let Some(key) = self.links.key_at(slot)
-                && let Some(link) = self.links.get_mut(key)
-            {
-                link.kill(core, key);
-            }
-        }
-    }
-
     /// Ends all connections; no request will be answered any more.
     pub(crate) fn abort_all(&mut self, core: &mut Core) {
         for slot in 0..self.requests.slots() {

@@ -15,7 +15,6 @@ use crate::resource::Resource;
 use crate::role::{RoleChange, Step};
 use crate::slots::Slots;
 use alloc::format;
-use alloc::string::String;
 
 impl Resource {
     /// Handlers that hear of what a handshake has found.
@@ -95,9 +94,7 @@ impl Resource {
             Severity::Error,
             format!("{cause}: it is demoted, and its clients get errors"),
         );
-        self.out.push(Output::DropClients {
-            reason: String::from(cause),
-        });
+        self.out.push(Output::CloseClients);
         self.clients = Slots::default();
         self.evicting = true;
         self.fail_suspended(cause);

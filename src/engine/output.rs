@@ -193,12 +193,6 @@ pub enum Output {
     },
     /// Close all clients' connections; what is under way for them may still be answered.
     CloseClients,
-    /// This node stops being Primary whoever uses it: close the connections of all clients. What they
-    /// asked for and was not begun is answered with errors afterwards.
-    DropClients {
-        /// In words.
-        reason: String,
-    },
     /// Run a handler that is configured; the answer is [`crate::input::Input::HandlerDone`].
     Handler {
         /// Comes back in the answer.

@@ -25,6 +25,8 @@ pub struct Change<T: 'static> {
     pub when: &'static str,
     /// It takes so many nodes.
     pub nodes: u8,
+    /// Two rare things must come together: the simulator need not meet it.
+    pub seldom: bool,
 }
 
 const fn means<T: Copy>(state: T, text: &'static str) -> Meaning<T> {
@@ -37,6 +39,7 @@ const fn change<T: Copy>(from: T, to: T, when: &'static str) -> Change<T> {
         to,
         when,
         nodes: 2,
+        seldom: false,
     }
 }
 
@@ -47,6 +50,18 @@ const fn of_many<T: Copy>(from: T, to: T, when: &'static str) -> Change<T> {
         to,
         when,
         nodes: 3,
+        seldom: false,
+    }
+}
+
+/// A change that takes two rare things at once.
+const fn seldom<T: Copy>(from: T, to: T, when: &'static str) -> Change<T> {
+    Change {
+        from,
+        to,
+        when,
+        nodes: 2,
+        seldom: true,
     }
 }
 
@@ -271,6 +286,18 @@ pub const CONNECTION_CHANGES: &[Change<ConnState>] = &[
         "the peer said what it must not say, or could not write",
     ),
     change(Connected, Disconnecting, "`disconnect`, `down`"),
+    change(
+        Connected,
+        StandAlone,
+        "the handler `before-resync-target` refused, or what is given up could not be saved",
+    ),
+    seldom(
+        Connecting,
+        ProtocolError,
+        "the peer said what it must not say while the nodes compared, or this disk failed meanwhile",
+    ),
+    seldom(Timeout, StandAlone, "always next, when it does not"),
+    seldom(ProtocolError, StandAlone, "always next, when it does not"),
     change(Disconnecting, StandAlone, "always next"),
     change(
         BrokenPipe,

@@ -72,6 +72,14 @@ impl Admin {
         self.saves.retain(|s| s.node() != n);
     }
 
+    /// `secondary --force` was ordered there and is not answered yet.
+    pub fn demotes_by_force(&self, n: usize) -> bool {
+        let force = |c: &Command| matches!(c, Command::SecondaryByForce);
+        self.open
+            .values()
+            .any(|(node, _, c)| *node == n && force(c))
+    }
+
     /// The oldest order without an answer.
     pub fn oldest(&self) -> Option<(usize, u64, &Command)> {
         self.open

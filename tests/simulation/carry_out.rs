@@ -123,11 +123,10 @@ impl World {
             }
             Output::CommandDone { id, result } => self.command_done(n, id, result),
             Output::Event(event) => self.told(n, event),
-            Output::DropClients { .. } => self.clients_dropped(n),
             Output::SaveDiscarded(request) => self.save_discarded(n, &request),
             Output::CancelSave { id } => self.cancel_save(n, id),
             Output::Handler { id, kind, peer, .. } => self.handler(n, id, kind, peer),
-            Output::CloseClients => self.nodes[n].holders.clear(),
+            Output::CloseClients => self.clients_dropped(n),
             Output::Stopped => {
                 self.nodes[n].stopped = true;
                 self.stopped(n);
@@ -187,7 +186,6 @@ impl World {
                 trace.mix(12);
                 trace.mix_bytes(kind.name().as_bytes());
             }
-            Output::DropClients { .. } => trace.mix(13),
             Output::SaveDiscarded(request) => {
                 trace.mix(14);
                 request.all.iter().for_each(|&word| trace.mix(word));

@@ -34,7 +34,9 @@ const UNREACHABLE: [(&str, usize, &str); 3] = [
 /// Changes of state that runs with at most so many nodes meet.
 fn changes(nodes: usize) -> Vec<String> {
     fn of<T: std::fmt::Debug>(what: &str, table: &[Change<T>], nodes: usize) -> Vec<String> {
-        let met = table.iter().filter(|c| usize::from(c.nodes) <= nodes);
+        let met = table
+            .iter()
+            .filter(|c| usize::from(c.nodes) <= nodes && !c.seldom);
         met.map(|c| format!("{what} {:?}→{:?}", c.from, c.to))
             .collect()
     }
@@ -117,11 +119,15 @@ fn expected(nodes: usize) -> Vec<String> {
     all.extend(changes(nodes));
     if nodes > 2 {
         all.push("a Secondary went down while it followed".to_owned());
+    } else {
+        // A split brain of two is met often enough to see every policy resolve one; that two nodes keep no
+        // base in common but their histories takes longer than their runs last.
+        all.extend(crate::policies::effects());
+        all.retain(|what| what != "row history-both");
     }
     for order in ORDERS {
         all.extend(["done", "refused"].map(|answer| format!("order {order} {answer}")));
     }
-    all.extend(crate::policies::effects());
     let kinds = ["read", "write", "trim", "zeroes", "flush"];
     all.extend(kinds.map(|kind| format!("served {kind}")));
     let cannot = |what: &String| {

@@ -77,7 +77,7 @@ impl World {
         let violently = self.plan.policies.one_primary == AfterSb1Pri::ViolentlyAs0p
             || self.plan.policies.two_primaries == AfterSb2Pri::ViolentlyAs0p
             || self.plan.policies.conflict == RrConflict::Violently;
-        if !violently {
+        if !violently && !self.admin.demotes_by_force(n) {
             let text = format!("node {n} drops its clients, and no policy says so");
             self.violate("clients_are_dropped_by_policy_only", text);
         }

@@ -47,8 +47,6 @@ pub(crate) struct Node {
     /// What was to be saved and has not been answered, and what need not be any more.
     pub(crate) saves: Vec<crate::save_discarded::SaveDiscarded>,
     pub(crate) cancelled: Vec<crate::ids::SaveId>,
-    /// How often all clients' connections were closed.
-    pub(crate) dropped: u64,
     /// Handlers that were asked for and have not been answered.
     pub(crate) handlers: Vec<(crate::ids::HandlerId, crate::handler::HandlerKind)>,
     /// How many metadata, data and comparing operations succeed before some fail.
@@ -167,7 +165,6 @@ impl Pair {
                 closed_clients: 0,
                 saves: Vec::new(),
                 cancelled: Vec::new(),
-                dropped: 0,
                 handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
@@ -488,7 +485,6 @@ impl Pair {
             }
             Output::SaveDiscarded(request) => node.saves.push(*request),
             Output::CancelSave { id } => node.cancelled.push(id),
-            Output::DropClients { .. } => node.dropped += 1,
             Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
             Output::CloseClients => node.closed_clients += 1,
             Output::Stopped => node.stopped = true,

@@ -231,7 +231,7 @@ fn a_primary_that_gives_way_is_demoted_first() {
             let pair = one_primary(seed, policies, false);
             expect_winner(&pair, 1);
             assert_eq!(pair.role(0), Role::Secondary);
-            assert_eq!(pair.nodes[0].dropped, 0, "there was nobody");
+            assert_eq!(pair.nodes[0].closed_clients, 0, "there was nobody");
             assert_eq!(names(&pair, 0), ["initial-split-brain"]);
         }
     }
@@ -260,7 +260,7 @@ fn violently_the_clients_get_errors_before_anything_is_overwritten() {
     for seed in 0..SEEDS {
         let policies = one(AfterSb1Pri::ViolentlyAs0p, AfterSb0Pri::DiscardLeastChanges);
         let pair = one_primary(seed, policies, true);
-        assert_eq!(pair.nodes[0].dropped, 1, "{}", pair.dump());
+        assert_eq!(pair.nodes[0].closed_clients, 1, "{}", pair.dump());
         assert_eq!(pair.role(0), Role::Secondary);
         expect_winner(&pair, 1);
     }
@@ -294,7 +294,7 @@ fn with_two_primaries_one_is_demoted_and_the_other_serves_on() {
                 expect_winner(&pair, 0);
                 let roles = (pair.role(0), pair.role(1));
                 assert_eq!(roles, (Role::Primary, Role::Secondary));
-                assert_eq!(pair.nodes[1].dropped, u64::from(held));
+                assert_eq!(pair.nodes[1].closed_clients, u32::from(held));
             }
         }
     }
@@ -317,7 +317,7 @@ fn requests_of_an_evicted_client_are_answered() {
             if pair.role(0) == Role::Primary {
                 let tag = pair.submit_write(0, 65_536 * (i % 3), 4096, 0xcc);
                 tags.push(tag);
-                if pair.nodes[0].dropped > 0 {
+                if pair.nodes[0].closed_clients > 0 {
                     late.push(tag);
                 }
             }
@@ -558,7 +558,7 @@ fn a_primary_that_is_behind_goes_by_rr_conflict() {
             let mut pair = conflict(seed, RrConflict::Violently, held);
             pair.settle();
             expect_winner(&pair, 0);
-            assert_eq!(pair.nodes[1].dropped, u64::from(held));
+            assert_eq!(pair.nodes[1].closed_clients, u32::from(held));
         }
     }
 }
