@@ -4,6 +4,7 @@ mod api;
 mod cli;
 mod config;
 mod daemon;
+mod discarded;
 mod driver;
 
 fn main() -> std::process::ExitCode {

@@ -128,8 +128,9 @@ pub struct Params {
     pub last_seen_incarnation: u64,
     /// `allow-two-primaries`.
     pub allow_two_primaries: bool,
-    /// `after-sb-0pri`, `-1pri`, `-2pri` by their DRBD names; must match on both ends.
-    pub after_sb: [String; 3],
+    /// `after-sb-0pri`, `-1pri`, `-2pri` and `rr-conflict` by their DRBD names, a node by its number;
+    /// must match on both ends.
+    pub policies: [String; 4],
     /// Where the sender's writes come from.
     pub reach: Reach,
     /// Volumes in ascending order.
@@ -167,6 +168,8 @@ pub struct VolumeFacts {
     pub relies: u64,
     /// The generation it was told to begin, and has not confirmed; 0: none.
     pub relies_next: u64,
+    /// The sender was Primary when it was last in touch with the receiver.
+    pub parted_as_primary: bool,
 }
 
 /// Second message, sent with application writes frozen and drained: the facts the decision rests on.
@@ -176,6 +179,8 @@ pub struct Facts {
     pub role: Role,
     /// The administrator said `connect --discard-my-data` on the sender.
     pub discard_my_data: bool,
+    /// A client holds the sender's export.
+    pub in_use: bool,
     /// `connect --dry-run`: tell the decision, then part.
     pub dry_run: bool,
     /// Volumes in ascending order.
@@ -245,6 +250,28 @@ pub enum Change {
         /// It may get smaller.
         force: bool,
     },
+}
+
+/// What a node sees of the receiver, of one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeView {
+    /// Volume number.
+    pub volume: u16,
+    /// Replication state on the sender's side.
+    pub replication: ReplState,
+    /// What the sender takes the receiver's disk for.
+    pub disk: DiskState,
+    /// Bytes the sender has marked as out of sync towards the receiver.
+    pub out_of_sync: u64,
+}
+
+/// What a node sees of the receiver. For people: nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// What the sender takes the receiver's role for.
+    pub role: Role,
+    /// Volumes in ascending order.
+    pub volumes: Vec<VolumeView>,
 }
 
 /// Messages. Those marked (data) travel on the data socket because they are ordered with writes.
@@ -396,6 +423,8 @@ pub enum Message {
         /// Volume number.
         volume: u16,
     },
+    /// (data) What the sender sees of the receiver; told when it has changed.
+    View(View),
 }
 
 /// Largest encoded message in bytes.

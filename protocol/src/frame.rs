@@ -89,7 +89,9 @@ pub mod flags {
     /// Goodbye: connect again at once, the generations are to be compared anew.
     pub const AGAIN: u16 = 32;
     /// Write, Trim, WriteZeroes: a WriteAck is due whatever the protocol is.
-    pub const ACK: u16 = 64;
+    pub const ACK: u16 = 128;
+    /// Goodbye: the sender stays behind, and its disk says so.
+    pub const OUTDATED: u16 = 64;
 }
 
 /// A decoded (or to be encoded) header. The engine leaves `payload_len` and `payload_crc` to

@@ -4,10 +4,12 @@
 //! * `GET  /v1/resources`              → [`Vec<ResourceStatus>`]
 //! * `GET  /v1/resources/NAME`         → [`ResourceStatus`]
 //! * `POST /v1/resources/NAME/VERB`    with [`Order`] → [`Answer`], or a 4xx/5xx with [`ErrorBody`]
+//! * `GET  /v1/resources/NAME/why`     → [`Why`]; `?about=promote`, `?about=demote`
 //! * `GET  /v1/events`                 → a stream of JSON lines, [`EventLine`]
 //! * `GET  /v1/version`                → [`Version`]
 //!
-//! Verbs: up, down, connect, disconnect, primary, secondary, invalidate, invalidate-remote, verify, resize,
+//! Verbs: up, down, connect, disconnect, primary, secondary, suspend-io,
+//! resume-io, outdate, invalidate, invalidate-remote, verify, resize,
 //! new-current-uuid, adjust, dump (the configuration as the daemon understood it).
 
 use serde::{Deserialize, Serialize};
@@ -16,12 +18,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Order {
-    /// `primary --force`, `down --force`, `resize --force`.
+    /// `primary --force`, `secondary --force`, `down --force`, `resize --force`.
     pub(crate) force: bool,
     /// Name of the peer for connect, disconnect, invalidate-remote, verify; all when absent.
     pub(crate) peer: Option<String>,
     /// `connect --discard-my-data`.
     pub(crate) discard_my_data: bool,
+    /// `connect --discard-my-data --save-discarded`: an absolute path on the daemon's machine.
+    pub(crate) save_discarded: Option<String>,
     /// `connect --dry-run`, `adjust --dry-run`.
     pub(crate) dry_run: bool,
     /// `new-current-uuid --clear-bitmap`.
@@ -44,7 +48,7 @@ pub(crate) struct Answer {
 /// A verb was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ErrorBody {
-    /// Stable word: state, no-disk, no-up-to-date-data, in-use, peer-refused, unknown, timeout,
+    /// Stable word: state, no-disk, no-up-to-date-data, lower-than-outdated, in-use, peer-refused, unknown, timeout,
     /// config, metadata, device, not-up, other.
     pub(crate) kind: String,
     /// What happened and why.
@@ -65,7 +69,7 @@ pub(crate) struct Version {
 }
 
 /// One resource.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ResourceStatus {
     /// Name.
     pub(crate) name: String,
@@ -75,6 +79,14 @@ pub(crate) struct ResourceStatus {
     pub(crate) up: bool,
     /// Primary, Secondary, Unknown.
     pub(crate) role: String,
+    /// Seconds since the role is what it is.
+    pub(crate) role_since_seconds: Option<u64>,
+    /// What stands against `primary` here and now; `null` when nothing does.
+    pub(crate) promotion_refused: Option<ErrorBody>,
+    /// What stands against `secondary`; `null` when nothing does.
+    pub(crate) demotion_refused: Option<ErrorBody>,
+    /// Reasons for which all I/O is suspended: user, no-data, fencing.
+    pub(crate) suspended_for: Vec<String>,
     /// Why writes are held back at the moment, if they are. Of a resource that is not up: why, if
     /// it should be.
     pub(crate) suspended: Option<String>,
@@ -91,7 +103,7 @@ pub(crate) struct ResourceStatus {
 }
 
 /// A local volume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VolumeStatus {
     /// Number.
     pub(crate) volume: u16,
@@ -99,6 +111,8 @@ pub(crate) struct VolumeStatus {
     pub(crate) disk: String,
     /// Why.
     pub(crate) reason: String,
+    /// Seconds since the last change; `null` when there was none since the start.
+    pub(crate) since_seconds: Option<u64>,
     /// Bytes.
     pub(crate) size: u64,
     /// Bytes.
@@ -145,7 +159,7 @@ pub(crate) struct ActivityLog {
 }
 
 /// A peer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PeerStatus {
     /// Name.
     pub(crate) name: String,
@@ -163,12 +177,53 @@ pub(crate) struct PeerStatus {
     pub(crate) unsent: u64,
     /// Writes not confirmed stable.
     pub(crate) transfer_log: u64,
+    /// In what the two ends' views disagree, for longer than a few seconds.
+    pub(crate) disagreement: Option<String>,
+    /// The copies have parted and nothing has resolved it yet: what each side holds, as it was when the
+    /// two met last.
+    #[serde(default)]
+    pub(crate) split_brain: Option<SplitBrain>,
     /// Volumes towards this peer.
     pub(crate) volumes: Vec<PeerVolumeStatus>,
 }
 
+/// A split brain that nothing has resolved yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitBrain {
+    /// Seconds since it was found.
+    pub(crate) since_seconds: u64,
+    /// Volumes whose copies have parted.
+    pub(crate) volumes: Vec<SplitVolume>,
+}
+
+/// One volume of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitVolume {
+    /// Number.
+    pub(crate) volume: u16,
+    /// Rule that found it.
+    pub(crate) rule: String,
+    /// This node's copy.
+    pub(crate) here: SplitSide,
+    /// The peer's.
+    pub(crate) there: SplitSide,
+}
+
+/// One copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitSide {
+    /// Bytes it has changed since they parted, at most.
+    pub(crate) changed: u64,
+    /// Its generation.
+    pub(crate) current_uuid: String,
+    /// The generation those changes are relative to; zeroes: unknown.
+    pub(crate) base_uuid: String,
+    /// It was Primary when they parted.
+    pub(crate) primary_when_parted: bool,
+}
+
 /// A volume towards a peer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PeerVolumeStatus {
     /// Number.
     pub(crate) volume: u16,
@@ -184,10 +239,27 @@ pub(crate) struct PeerVolumeStatus {
     pub(crate) verify: Option<VerifyStatus>,
     /// What came of the last verify, in words.
     pub(crate) verified: Option<String>,
+    /// Seconds since the replication state is what it is.
+    pub(crate) since_seconds: Option<u64>,
+    /// What the peer sees of this node; `null` while it is not connected.
+    pub(crate) seen_by_peer: Option<SeenByPeer>,
+    /// A resync that makes no progress: why.
+    pub(crate) standstill: Option<String>,
+}
+
+/// What the peer sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeenByPeer {
+    /// Replication state on its side.
+    pub(crate) replication: String,
+    /// What it takes this node's disk for.
+    pub(crate) disk: String,
+    /// Bytes it has marked as out of sync.
+    pub(crate) out_of_sync: u64,
 }
 
 /// Progress of a resync.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ResyncStatus {
     /// Bytes at the start.
     pub(crate) total: u64,
@@ -204,7 +276,7 @@ pub(crate) struct ResyncStatus {
 }
 
 /// Progress of a verify.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VerifyStatus {
     /// Bytes found to differ so far.
     pub(crate) different: u64,
@@ -231,13 +303,14 @@ pub(crate) struct DriverStatus {
 }
 
 /// One line of the event stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EventLine {
     /// Milliseconds since the Unix epoch.
     pub(crate) time_ms: u64,
     /// Resource.
     pub(crate) resource: String,
-    /// role, disk, connection, replication, peer-role, peer-disk, incident.
+    /// role, disk, connection, replication, peer-role, peer-disk, suspended, handler, incident; exists: the
+    /// present state is told, changes follow.
     pub(crate) kind: String,
     /// Peer's name where one is concerned.
     pub(crate) peer: Option<String>,
@@ -251,4 +324,49 @@ pub(crate) struct EventLine {
     pub(crate) severity: String,
     /// Why.
     pub(crate) cause: String,
+}
+
+/// The answer to "why?".
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Why {
+    /// Resource.
+    pub(crate) resource: String,
+    /// The node that was asked.
+    pub(crate) node: String,
+    /// Nothing is to be done.
+    pub(crate) healthy: bool,
+    /// One sentence.
+    pub(crate) summary: String,
+    /// What is to be said, most urgent first.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// Something that is not as it should be, or that was asked about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Finding {
+    /// What it is about: the resource, a volume, a peer.
+    pub(crate) about: String,
+    /// What is the case.
+    pub(crate) state: String,
+    /// Why; with the peer's own words where it said any.
+    pub(crate) cause: String,
+    /// Since when.
+    pub(crate) since_seconds: Option<u64>,
+    /// What is at risk while it stays so; may be empty.
+    pub(crate) risk: String,
+    /// What happens next by itself.
+    pub(crate) next: String,
+    /// What a person can do.
+    pub(crate) commands: Vec<Suggestion>,
+}
+
+/// A command, and what it would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Suggestion {
+    /// As it is typed.
+    pub(crate) command: String,
+    /// The node to type it on.
+    pub(crate) node: String,
+    /// What it would do.
+    pub(crate) effect: String,
 }

@@ -1,5 +1,6 @@
 //! The command line as clap reads it.
 
+use super::hook_score::Scores;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ pub(crate) const DEFAULT_CONTROL: &str = "/run/twinblk/control.sock";
 #[command(
     after_help = "Exit codes: 0 done, 1 usage, 5 timeout, 10 unknown resource or other \
 error, 11 refused by the state, 12 in use, 13 refused by the peer, 16 no disk, 17 no up-to-date \
-data, 20 no daemon, 21 configuration, 22 metadata."
+data, 18 worse than Outdated, 20 no daemon, 21 configuration, 22 metadata."
 )]
 pub(crate) struct Cli {
     /// The daemon's control socket [env TWINBLK_CONTROL, default /run/twinblk/control.sock].
@@ -31,6 +32,17 @@ impl Cli {
             .or_else(|| from_env().map(PathBuf::from))
             .unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL))
     }
+}
+
+/// What `why` can be asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Question {
+    /// `primary`.
+    Promote,
+    /// `secondary`.
+    Demote,
+    /// `connect`: asks the peer (the same as `connect --dry-run`).
+    Connect,
 }
 
 /// The verbs.
@@ -65,6 +77,14 @@ pub(crate) enum Verb {
         /// After a split brain: overwrite this node's changes with the peer's data.
         #[arg(long)]
         discard_my_data: bool,
+        /// Before anything is overwritten save it to this file, which must not exist, on this node.
+        #[arg(
+            long,
+            value_name = "FILE",
+            requires = "discard_my_data",
+            conflicts_with = "dry_run"
+        )]
+        save_discarded: Option<PathBuf>,
         /// Tell what would happen, by which rule, and how much would be copied; change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -85,7 +105,13 @@ pub(crate) enum Verb {
         force: bool,
     },
     /// Make this node a Secondary.
-    Secondary(Resource),
+    Secondary {
+        #[command(flatten)]
+        resource: Resource,
+        /// Also when clients hold the export, or I/O is suspended: they get errors.
+        #[arg(long)]
+        force: bool,
+    },
     /// Print the role.
     Role(Resource),
     /// Print the state of the connection.
@@ -100,6 +126,19 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Explain the state: what it is, why, since when, what is at risk, what happens next, what can
+    /// be done.
+    Why {
+        #[command(flatten)]
+        resource: Resource,
+        /// Would this work now, and if not, what stands against it?
+        question: Option<Question>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// For failover daemons: become Primary or Secondary, or tell what this node is.
+    Hook(Hook),
     /// Show what happens, as it happens, until interrupted.
     Events {
         #[command(flatten)]
@@ -107,6 +146,9 @@ pub(crate) enum Verb {
         /// One JSON object per line.
         #[arg(long)]
         json: bool,
+        /// Show the present state and end.
+        #[arg(long)]
+        now: bool,
     },
     /// Wait until the peer is connected.
     WaitConnect(Wait),
@@ -141,6 +183,8 @@ pub(crate) enum Verb {
     SuspendIo(Resource),
     /// Let I/O go on, also when a peer that was lost is still being fenced.
     ResumeIo(Resource),
+    /// Declare this node's data older than another's: it cannot be promoted until it has met that one.
+    Outdate(Resource),
     /// Declare this node's data worthless: full sync from the peer.
     Invalidate(Resource),
     /// Declare the peer's data worthless: full sync to it.
@@ -182,6 +226,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         clear_bitmap: bool,
     },
+    /// Look into what `--save-discarded` has saved, and get it back (no daemon needed).
+    #[command(subcommand)]
+    Discarded(Discarded),
     /// Run the daemon of this node.
     Daemon(Daemon),
     /// See it work: two nodes on this machine, a crash, a failover, a resync. Needs no root.
@@ -307,6 +354,51 @@ pub(crate) struct MoveMd {
     pub(crate) old_size: Option<u64>,
 }
 
+/// `discarded`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Discarded {
+    /// Tell what a file holds: whose data, of which generations, how much.
+    Show {
+        /// What `--save-discarded` wrote.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Every range too.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Verify the checksums of a file, and that it is whole.
+    Verify {
+        /// What `--save-discarded` wrote.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Get the data back: all of them onto an image, or a range on the standard output.
+    Extract(Extract),
+}
+
+/// `discarded extract`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Extract {
+    /// What `--save-discarded` wrote.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Write everything to its place in this image: a copy of the node's disk, or a new file.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["offset", "length"])]
+    pub(crate) to: Option<PathBuf>,
+    /// Only what the node itself had changed; without it the image is the device as the node had it.
+    #[arg(long, requires = "to")]
+    pub(crate) own_only: bool,
+    /// The image may be a block device: what is on it is overwritten.
+    #[arg(long, requires = "to")]
+    pub(crate) onto_device: bool,
+    /// First byte of a range.
+    #[arg(long, value_name = "BYTES", requires = "length")]
+    pub(crate) offset: Option<u64>,
+    /// Bytes of a range.
+    #[arg(long, value_name = "BYTES", requires = "offset")]
+    pub(crate) length: Option<u64>,
+}
+
 /// `wait-connect`, `wait-sync`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Wait {
@@ -315,6 +407,42 @@ pub(crate) struct Wait {
     /// Give up after this many seconds, with exit code 5.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,
+}
+
+/// `hook`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Hook {
+    #[command(flatten)]
+    pub(crate) resource: Resource,
+    /// What to do.
+    pub(crate) action: HookAction,
+    /// `up`, `down`: give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) timeout: u64,
+    /// `up`: wait so many seconds for a peer that is not connected, before promoting without it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) wait_peer: u64,
+    /// `score`: the scores of a copy that is Consistent only, of one that is not current while a
+    /// peer's is, of a current one whose peer is not known, and of a current one otherwise.
+    #[arg(long, value_name = "FOUR NUMBERS", default_value = "0 10 1000 10000")]
+    pub(crate) scores: Scores,
+}
+
+/// What a failover daemon wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HookAction {
+    /// Start the resource if need be, and make this node Primary, if its data and its peers allow it.
+    Up,
+    /// Make this node Secondary.
+    Down,
+    /// Print the role; exit code 0 Primary, 3 not, 4 unknown.
+    Status,
+    /// Exit code 0 when this node is Primary or could be made so now.
+    Promotable,
+    /// Exit code 0 when what this node has to do as Primary it can do: its data and its device are there.
+    Health,
+    /// Print a score for cluster managers, `none` or `keep`.
+    Score,
 }
 
 /// `daemon`.

@@ -1,7 +1,7 @@
 //! Talks to the daemon: HTTP/1 with JSON over its unix socket, one connection per question.
 
 use super::exit::{CliError, Code};
-use crate::api::{Answer, ErrorBody, Order, ResourceStatus};
+use crate::api::{Answer, ErrorBody, Order, ResourceStatus, Why};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -46,6 +46,13 @@ impl Client {
             "all" => self.list().await,
             name => Ok(vec![self.status(name).await?]),
         }
+    }
+
+    /// Why a resource is in the state it is in, or what stands against an order.
+    pub(crate) async fn why(&self, name: &str, about: Option<&str>) -> Result<Why, CliError> {
+        let question = about.map_or(String::new(), |about| format!("?about={about}"));
+        self.get(&format!("/v1/resources/{}/why{question}", checked(name)?))
+            .await
     }
 
     /// Gives an order and returns what the daemon says.

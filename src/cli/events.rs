@@ -8,7 +8,12 @@ use crate::api::EventLine;
 use http_body_util::BodyExt;
 
 /// Prints events until the daemon ends or the reader goes away.
-pub(super) async fn run(client: &Client, name: &str, json: bool) -> Result<(), CliError> {
+pub(super) async fn run(
+    client: &Client,
+    name: &str,
+    json: bool,
+    now: bool,
+) -> Result<(), CliError> {
     if name != "all" {
         // An unknown name shall not wait for ever for events that cannot come.
         client.status(name).await?;
@@ -24,6 +29,9 @@ pub(super) async fn run(client: &Client, name: &str, json: bool) -> Result<(), C
             if let Some(text) = show(&line, name, json) {
                 print(&text)?;
             }
+            if now && ends_the_present(&line) {
+                return Ok(());
+            }
         }
     }
     Err(CliError::new(
@@ -33,6 +41,11 @@ pub(super) async fn run(client: &Client, name: &str, json: bool) -> Result<(), C
     ))
 }
 
+/// The present state is told; what follows are changes.
+fn ends_the_present(line: &str) -> bool {
+    serde_json::from_str(line).is_ok_and(|event: EventLine| event.kind == "exists")
+}
+
 /// What to print for a line; `None` when it is about another resource.
 fn show(line: &str, name: &str, json: bool) -> Option<String> {
     let event: EventLine = match serde_json::from_str(line) {
@@ -40,7 +53,8 @@ fn show(line: &str, name: &str, json: bool) -> Option<String> {
         // A later daemon may tell things this version does not know: as JSON they still help.
         Err(_) => return json.then(|| format!("{line}\n")),
     };
-    if name != "all" && event.resource != name {
+    let of_all = event.kind == "exists";
+    if name != "all" && event.resource != name && !of_all {
         return None;
     }
     Some(if json {
@@ -52,6 +66,9 @@ fn show(line: &str, name: &str, json: bool) -> Option<String> {
 
 /// `2026-… r0 connection bravo: Connecting -> Connected (why)`.
 fn text(event: &EventLine) -> String {
+    if event.kind == "exists" {
+        return format!("{} exists -\n", timestamp(event.time_ms));
+    }
     let mut out = format!(
         "{} {} {}",
         timestamp(event.time_ms),
@@ -64,8 +81,10 @@ fn text(event: &EventLine) -> String {
     if let Some(volume) = event.volume {
         out += &format!(" volume:{volume}");
     }
-    if let (Some(from), Some(to)) = (&event.from, &event.to) {
-        out += &format!(": {from} -> {to}");
+    match (&event.from, &event.to) {
+        (Some(from), Some(to)) => out += &format!(": {from} -> {to}"),
+        (None, Some(to)) => out += &format!(": {to}"),
+        _ => {}
     }
     if !event.cause.is_empty() {
         out += &format!(" ({})", event.cause.replace('\n', "; "));
@@ -161,11 +180,17 @@ mod tests {
     async fn the_end_of_the_stream_is_an_error() {
         let daemon = FakeDaemon::start(vec![resource("r0")]).await;
         assert_eq!(
-            run(&daemon.client(), "r0", false).await.unwrap_err().code,
+            run(&daemon.client(), "r0", false, false)
+                .await
+                .unwrap_err()
+                .code,
             20
         );
         assert_eq!(
-            run(&daemon.client(), "r9", false).await.unwrap_err().code,
+            run(&daemon.client(), "r9", false, false)
+                .await
+                .unwrap_err()
+                .code,
             10
         );
     }

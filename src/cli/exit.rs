@@ -26,6 +26,8 @@ pub(crate) enum Code {
     NoDisk = 16,
     /// There are no up-to-date data to work with.
     NoUpToDateData = 17,
+    /// The disk is worse than Outdated.
+    LowerThanOutdated = 18,
     /// No daemon answers.
     NoDaemon = 20,
     /// The configuration is wrong.
@@ -36,7 +38,7 @@ pub(crate) enum Code {
 
 /// Name, number, meaning: the table of `docs/commands.md`.
 #[cfg(test)]
-pub(super) const TABLE: [(Code, &str); 12] = [
+pub(super) const TABLE: [(Code, &str); 13] = [
     (Code::Ok, "done"),
     (Code::Usage, "the command line makes no sense"),
     (Code::Timeout, "the time given with `--timeout` has passed"),
@@ -54,6 +56,10 @@ pub(super) const TABLE: [(Code, &str); 12] = [
     (
         Code::NoUpToDateData,
         "there are no up-to-date data to work with",
+    ),
+    (
+        Code::LowerThanOutdated,
+        "`outdate`: the disk is worse than Outdated already",
     ),
     (Code::NoDaemon, "no daemon answers"),
     (Code::Config, "the configuration is wrong"),
@@ -118,6 +124,7 @@ impl Code {
             "peer-refused" => Self::PeerRefused,
             "no-disk" => Self::NoDisk,
             "no-up-to-date-data" => Self::NoUpToDateData,
+            "lower-than-outdated" => Self::LowerThanOutdated,
             "config" => Self::Config,
             "metadata" => Self::Metadata,
             _ => Self::Other,

@@ -1,7 +1,7 @@
 //! The command line: one verb, one function. Verbs that need no daemon are in the files
 //! `*_md.rs` and in [`demo`]; all others ask the daemon through [`client`].
 
-mod args;
+pub(crate) mod args;
 mod check_md;
 mod client;
 mod create_md;
@@ -10,12 +10,16 @@ mod demo;
 mod demo_nbd;
 mod demo_nodes;
 mod demo_watch;
+mod discarded;
 mod disk;
 mod dump_md;
 mod events;
 mod exit;
 #[cfg(test)]
 mod fake_daemon;
+mod hook;
+mod hook_intent;
+mod hook_score;
 mod human;
 #[cfg(test)]
 mod md_bench;
@@ -28,6 +32,7 @@ mod signatures;
 mod status_text;
 mod wait;
 mod wait_verdict;
+mod why;
 
 use args::{Cli, Verb};
 use clap::Parser;
@@ -53,7 +58,10 @@ pub(crate) fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::from(Code::Ok as u8),
         Err(error) => {
-            eprintln!("{error}");
+            // `hook status` says all there is to say on standard output.
+            if !error.what.is_empty() {
+                eprintln!("{error}");
+            }
             ExitCode::from(error.code)
         }
     }
@@ -67,6 +75,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Verb::RestoreMd(args) => return restore_md::run(args),
         Verb::CheckMd(args) => return check_md::run(args),
         Verb::MoveMd(args) => return move_md::run(args),
+        Verb::Discarded(verb) => return discarded::run(verb),
         Verb::Dump {
             resource,
             local:
@@ -95,7 +104,11 @@ fn run(cli: Cli) -> Result<(), CliError> {
             "",
         )
     })?;
-    runtime.block_on(ask_daemon(&Client::new(control), cli.verb))
+    let client = Client::new(control.clone());
+    if let Verb::Hook(args) = &cli.verb {
+        return runtime.block_on(hook::run(&client, &control, args));
+    }
+    runtime.block_on(ask_daemon(&client, cli.verb))
 }
 
 async fn ask_daemon(client: &Client, verb: Verb) -> Result<(), CliError> {
@@ -104,7 +117,16 @@ async fn ask_daemon(client: &Client, verb: Verb) -> Result<(), CliError> {
         Verb::Cstate(resource) => show::cstate(client, &resource.name).await,
         Verb::Dstate(resource) => show::dstate(client, &resource.name).await,
         Verb::Status { resource, json } => show::status(client, &resource.name, json).await,
-        Verb::Events { resource, json } => events::run(client, &resource.name, json).await,
+        Verb::Why {
+            resource,
+            question,
+            json,
+        } => why::run(client, &resource.name, question, json).await,
+        Verb::Events {
+            resource,
+            json,
+            now,
+        } => events::run(client, &resource.name, json, now).await,
         Verb::WaitConnect(args) => wait::run(client, &args, wait::Goal::Connect).await,
         Verb::WaitSync(args) => wait::run(client, &args, wait::Goal::Sync).await,
         verb => match orders::order_of(&verb) {

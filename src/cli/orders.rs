@@ -6,7 +6,7 @@ use super::exit::{CliError, Code};
 use super::print;
 use crate::api::Order;
 use crate::config;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An order for one resource or all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +33,16 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
             resource,
             peer,
             discard_my_data,
+            save_discarded,
             dry_run,
         } => {
             let (discard_my_data, dry_run) = (*discard_my_data, *dry_run);
+            // The daemon has another directory; what cannot be made absolute it refuses.
+            let absolute = |file: &PathBuf| std::path::absolute(file).unwrap_or(file.clone());
+            let save_discarded = save_discarded.as_ref().map(absolute);
             let order = Order {
                 peer: peer.name.clone(),
+                save_discarded: save_discarded.map(|f| f.to_string_lossy().into_owned()),
                 discard_my_data,
                 dry_run,
                 ..none()
@@ -60,7 +65,15 @@ pub(super) fn order_of(verb: &Verb) -> Option<Ordered> {
                 ..none()
             },
         ),
-        Verb::Secondary(resource) => ("secondary", resource, none()),
+        Verb::Secondary { resource, force } => (
+            "secondary",
+            resource,
+            Order {
+                force: *force,
+                ..none()
+            },
+        ),
+        Verb::Outdate(resource) => ("outdate", resource, none()),
         Verb::Adjust { resource, dry_run } => (
             "adjust",
             resource,

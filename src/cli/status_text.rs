@@ -2,7 +2,8 @@
 
 use super::human::{age, clock, size};
 use crate::api::{
-    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, VerifyStatus, VolumeStatus,
+    PeerStatus, PeerVolumeStatus, ResourceStatus, ResyncStatus, SplitBrain, VerifyStatus,
+    VolumeStatus,
 };
 use std::fmt::Write;
 
@@ -22,7 +23,11 @@ fn write_resource(out: &mut String, r: &ResourceStatus) -> std::fmt::Result {
         }
         return writeln!(out, "  not started on this node: `twinblk up {}`", r.name);
     }
-    writeln!(out, "{} role:{}", r.name, r.role)?;
+    write!(out, "{} role:{}", r.name, r.role)?;
+    if !r.suspended_for.is_empty() {
+        write!(out, " suspended:{}", r.suspended_for.join(","))?;
+    }
+    writeln!(out)?;
     if let Some(reason) = &r.suspended {
         writeln!(out, "  writes are held back: {reason}")?;
     }
@@ -101,8 +106,14 @@ fn write_peer(out: &mut String, p: &PeerStatus) -> std::fmt::Result {
             writeln!(out, "    since {}", age(p.since_seconds))?;
         }
     }
+    if let Some(text) = &p.disagreement {
+        writeln!(out, "    the two ends disagree: {text}")?;
+    }
+    if let Some(split) = &p.split_brain {
+        write_split_brain(out, p, split)?;
+    }
     for volume in &p.volumes {
-        write_peer_volume(out, volume)?;
+        write_peer_volume(out, &p.name, volume)?;
         // Connected, and still something to tell (a refused resync, for instance).
         if p.connection == "Connected" && volume.peer_disk != "UpToDate" && volume.resync.is_none()
         {
@@ -112,7 +123,29 @@ fn write_peer(out: &mut String, p: &PeerStatus) -> std::fmt::Result {
     Ok(())
 }
 
-fn write_peer_volume(out: &mut String, v: &PeerVolumeStatus) -> std::fmt::Result {
+/// What each side would lose, so that a person can choose.
+fn write_split_brain(out: &mut String, p: &PeerStatus, split: &SplitBrain) -> std::fmt::Result {
+    for v in &split.volumes {
+        writeln!(out, "    split brain of volume {} ({}):", v.volume, v.rule)?;
+        let sides = [("here", &v.here), (p.name.as_str(), &v.there)];
+        for (who, side) in sides {
+            let primary = if side.primary_when_parted {
+                ", was Primary when they parted"
+            } else {
+                ""
+            };
+            writeln!(
+                out,
+                "      {who}: changed {} at most, generation {}{primary}",
+                size(side.changed),
+                side.current_uuid
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn write_peer_volume(out: &mut String, peer: &str, v: &PeerVolumeStatus) -> std::fmt::Result {
     let (replication, disk) = (&v.replication, &v.peer_disk);
     write!(
         out,
@@ -127,6 +160,22 @@ fn write_peer_volume(out: &mut String, v: &PeerVolumeStatus) -> std::fmt::Result
         write!(out, " oos:{}", size(v.out_of_sync))?;
     }
     writeln!(out)?;
+    if let Some(view) = &v.seen_by_peer
+        && (view.replication != "Established" || view.out_of_sync > 0)
+    {
+        let oos = match view.out_of_sync {
+            0 => String::new(),
+            bytes => format!(" oos:{}", size(bytes)),
+        };
+        let (replication, disk) = (&view.replication, &view.disk);
+        writeln!(
+            out,
+            "      seen by {peer}: replication:{replication} disk:{disk}{oos}"
+        )?;
+    }
+    if let Some(why) = &v.standstill {
+        writeln!(out, "      the resync makes no progress: {why}")?;
+    }
     if let Some(resync) = &v.resync
         && !resync.limited_by.is_empty()
     {
@@ -180,6 +229,7 @@ fn reason(out: &mut String, indent: &str, text: &str) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::SeenByPeer;
     use crate::cli::fake_daemon::{down, resource as healthy};
 
     #[test]
@@ -210,8 +260,7 @@ r0 role:Primary
                 eta_seconds: Some(70),
                 limited_by: "the peer's disk".into(),
             }),
-            verify: None,
-            verified: None,
+            ..PeerVolumeStatus::default()
         };
         let expected = "\
 r0 role:Primary
@@ -219,6 +268,31 @@ r0 role:Primary
   bravo role:Secondary connection:Connected
     volume:0 replication:SyncSource peer-disk:Inconsistent done:42.10 eta:00:01:10 oos:123MiB
       resync at 100MiB/s, limited by the peer's disk
+";
+        assert_eq!(resource(&r), expected);
+    }
+
+    #[test]
+    fn both_ends_are_shown_when_there_is_something_to_see() {
+        let mut r = healthy("r0");
+        r.suspended_for = vec!["user".into(), "fencing".into()];
+        r.peers[0].disagreement = Some("this and that".into());
+        let v = &mut r.peers[0].volumes[0];
+        v.replication = "SyncSource".into();
+        v.standstill = Some("nothing is under way".into());
+        v.seen_by_peer = Some(SeenByPeer {
+            replication: "SyncTarget".into(),
+            disk: "UpToDate".into(),
+            out_of_sync: 1 << 20,
+        });
+        let expected = "\
+r0 role:Primary suspended:user,fencing
+  volume:0 disk:UpToDate size:1.0GiB
+  bravo role:Secondary connection:Connected
+    the two ends disagree: this and that
+    volume:0 replication:SyncSource peer-disk:UpToDate
+      seen by bravo: replication:SyncTarget disk:UpToDate oos:1.0MiB
+      the resync makes no progress: nothing is under way
 ";
         assert_eq!(resource(&r), expected);
     }

@@ -4,13 +4,14 @@
 use super::error::{At, Problem, Spot};
 use super::file::FileResource;
 use super::node::FileNode;
-use super::options::Key;
+use super::options::{DISCARD_NODE, Key};
 use super::types::{Device, MetaDisk};
-use super::values::show_time;
+use super::values::{Value, show_time};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use twinblk_engine::handler::HandlerKind;
 
 /// Nodes this version can connect.
 const NODES: usize = 2;
@@ -29,6 +30,10 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
         }
         check_nodes(file, problems);
         check_times(file, problems);
+        check_auto_promote(file, problems);
+        check_fencing(file, problems);
+        check_victim(file, problems);
+        check_device_times(file, problems);
         for node in &file.nodes {
             let owner = &node.name.value;
             // A node may have the same address for all its resources, but only one node can.
@@ -66,6 +71,27 @@ pub(super) fn check_all(files: &[FileResource], problems: &mut Vec<Problem>) {
                 exports.once(key, &what, &what, &export.spot, problems);
             }
         }
+    }
+}
+
+/// A device exists while the node is Primary only: nobody could open it to make it so.
+fn check_auto_promote(file: &FileResource, problems: &mut Vec<Problem>) {
+    if file.settings.get(Key::AutoPromote) != Value::Flag(true) {
+        return;
+    }
+    let with_device = |n: &&FileNode| n.volumes.iter().any(|v| v.device.is_some());
+    let spot = file
+        .written
+        .iter()
+        .find(|(key, _)| *key == Key::AutoPromote);
+    if let (Some(node), Some((_, spot))) = (file.nodes.iter().find(with_device), spot) {
+        let message = format!(
+            "`auto-promote` cannot be had together with the `device` of node `{}`",
+            node.name.value
+        );
+        let help = "the device exists on a Primary only, so that nobody could open it to make it one: \
+                    remove one of the two";
+        problems.push(Problem::at(spot, message).help(help));
     }
 }
 
@@ -186,6 +212,21 @@ fn check_volumes(node: &FileNode, problems: &mut Vec<Problem>) {
     }
 }
 
+/// A peer that is lost could not be fenced, and clients would wait for ever.
+fn check_fencing(file: &FileResource, problems: &mut Vec<Problem>) {
+    let policy = file.settings.get(Key::Fencing);
+    if policy == Value::Word("dont-care") || file.handlers.set().has(HandlerKind::FencePeer) {
+        return;
+    }
+    let written = file.written.iter().find(|(k, _)| *k == Key::Fencing);
+    if let Some((_, spot)) = written {
+        let message = format!("`fencing = {policy}` needs the handler `fence-peer`");
+        let help =
+            "add it to [handlers], or leave `fencing` at \"dont-care\"; see docs/handlers.md";
+        problems.push(Problem::at(spot, message).help(help));
+    }
+}
+
 fn check_times(file: &FileResource, problems: &mut Vec<Problem>) {
     let (timeout, ping) = (
         file.settings.time(Key::Timeout),
@@ -211,6 +252,68 @@ fn check_times(file: &FileResource, problems: &mut Vec<Problem>) {
     let help = "numbers without a unit are seconds; DRBD counts `timeout` and `ping-timeout` in \
                 tenths of a second: its 60 is \"6s\" here";
     problems.push(Problem::at(spot, message).help(help));
+}
+
+/// A policy that names a node names one there is.
+fn check_victim(file: &FileResource, problems: &mut Vec<Problem>) {
+    let Value::Word(word) = file.settings.get(Key::AfterSb0Pri) else {
+        return;
+    };
+    let Some(name) = word.strip_prefix(DISCARD_NODE) else {
+        return;
+    };
+    let known: Vec<&str> = file.nodes.iter().map(|n| n.name.value.as_str()).collect();
+    let written = file.written.iter().find(|(k, _)| *k == Key::AfterSb0Pri);
+    if let (false, Some((_, spot))) = (known.contains(&name), written) {
+        let message = format!("`after-sb-0pri` names the node `{name}`, which does not exist");
+        let help = format!("the nodes are: {}", known.join(", "));
+        problems.push(Problem::at(spot, message).help(help));
+    }
+}
+
+/// A write waits until a peer that is lost is given up. If that takes longer than the kernel device waits, its
+/// users get an error where they only have to wait.
+fn check_device_times(file: &FileResource, problems: &mut Vec<Problem>) {
+    let mut volumes = file.nodes.iter().flat_map(|node| &node.volumes);
+    if !volumes.any(|volume| volume.device.is_some()) {
+        return;
+    }
+    let time = |key| file.settings.time(key);
+    let waits = time(Key::DeviceTimeout) + time(Key::DeviceDeadTimeout);
+    let count = u32::try_from(file.settings.number(Key::KoCount)).unwrap_or(u32::MAX);
+    let ways = [
+        (
+            time(Key::PingInt) + time(Key::PingTimeout),
+            "`ping-int` and `ping-timeout`",
+            [Key::PingInt, Key::PingTimeout],
+        ),
+        (
+            time(Key::Timeout).saturating_mul(count),
+            "`timeout` times `ko-count`",
+            [Key::Timeout, Key::KoCount],
+        ),
+    ];
+    for (lost, way, keys) in ways {
+        if waits > lost {
+            continue;
+        }
+        let keys = [Key::DeviceDeadTimeout, Key::DeviceTimeout]
+            .into_iter()
+            .chain(keys);
+        let written = keys
+            .filter_map(|key| file.written.iter().find(|(k, _)| *k == key))
+            .next();
+        let Some((_, spot)) = written else { continue };
+        let message = format!(
+            "`device-timeout` and `device-dead-timeout` together ({}) must be longer than it takes to give up \
+             a lost peer ({}: {way})",
+            show_time(waits),
+            show_time(lost)
+        );
+        let help = "a write waits for that, and the kernel would fail it: make `device-dead-timeout` longer";
+        problems.push(Problem::at(spot, message).help(help));
+        return;
+    }
 }
 
 /// Values that may be used once, with who used them where.

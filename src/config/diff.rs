@@ -59,6 +59,7 @@ pub(crate) fn diff(old: &Resource, new: &Resource) -> Vec<Change> {
             changes.note(path, a.to_string(), b.to_string(), row.change);
         }
     }
+    changes.0.extend(old.handlers.diff(&new.handlers));
     if old.secret != new.secret {
         let (path, hidden) = ("resource.shared-secret".to_owned(), "…".to_owned());
         let how = How::NeedsReconnect;

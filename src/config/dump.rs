@@ -32,7 +32,7 @@ fn write_resource(out: &mut String, resource: &Resource) -> std::fmt::Result {
         writeln!(out, "\n[{}]", section.name())?;
         write_options(out, resource, section)?;
     }
-    Ok(())
+    resource.handlers.write(out)
 }
 
 fn write_options(out: &mut String, resource: &Resource, section: Section) -> std::fmt::Result {

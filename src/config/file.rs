@@ -1,6 +1,7 @@
 //! One file: TOML to a resource, before anything is compared with other files.
 
 use super::error::{At, Problem, Spot};
+use super::handlers::{self, Handlers};
 use super::kinds;
 use super::later;
 use super::node::{FileNode, read_node};
@@ -22,6 +23,7 @@ pub(super) struct FileResource {
     pub(super) name: Option<At<String>>,
     pub(super) secret: Option<At<SecretSource>>,
     pub(super) settings: Settings,
+    pub(super) handlers: Handlers,
     /// Where options were written.
     pub(super) written: Vec<(Key, Spot)>,
     pub(super) nodes: Vec<FileNode>,
@@ -75,6 +77,7 @@ fn read_document(reader: &mut Reader<'_>, document: &DeTable<'_>) -> FileResourc
         name: None,
         secret: None,
         settings: Settings::default(),
+        handlers: Handlers::default(),
         written: Vec::new(),
         nodes: Vec::new(),
     };
@@ -101,16 +104,16 @@ fn read_document(reader: &mut Reader<'_>, document: &DeTable<'_>) -> FileResourc
             resource.secret = read_secret(reader, table);
         }
     }
-    for section in ["handlers", "startup"] {
-        let name = format!("[{section}]");
-        let Some(value) = document.get_key_value(section) else {
-            continue;
-        };
-        let Some(table) = reader.table(&name, value) else {
-            continue;
-        };
+    if let Some(value) = document.get_key_value(handlers::SECTION)
+        && let Some(table) = reader.table("[handlers]", value)
+    {
+        resource.handlers = Handlers::read(reader, table);
+    }
+    if let Some(value) = document.get_key_value("startup")
+        && let Some(table) = reader.table("[startup]", value)
+    {
         for key in table.entries.keys() {
-            unknown_option(reader, table, section, key, &[]);
+            unknown_option(reader, table, "startup", key, &[]);
         }
     }
     if !document.contains_key("resource") {

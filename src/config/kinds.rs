@@ -2,7 +2,8 @@
 
 use super::error::nearest;
 use super::options::{Kind, OptionRow};
-use super::values::{Value, parse_bytes, parse_time, show_bytes, show_time};
+use super::parse;
+use super::values::{Value, intern, parse_bytes, parse_time, show_bytes, show_time};
 use std::time::Duration;
 use toml::de::DeValue;
 
@@ -26,7 +27,16 @@ pub(super) fn read(row: &OptionRow, written: &DeValue<'_>) -> Result<Value, Wron
         (Kind::Word { supported, later }, DeValue::String(word)) => {
             return read_word(row, word, supported, later);
         }
-        (Kind::OnlyFalse, DeValue::Boolean(flag)) => Value::Flag(*flag),
+        (Kind::OnlyFalse | Kind::Flag, DeValue::Boolean(flag)) => Value::Flag(*flag),
+        (
+            Kind::Policy {
+                supported,
+                node,
+                advice,
+            },
+            DeValue::String(word),
+        ) => return read_policy(row, word, supported, node, advice),
+        (Kind::Directory, DeValue::String(path)) => Value::Word(intern(path)),
         (Kind::Number { .. } | Kind::OneOf { .. }, DeValue::Integer(_)) => {
             Value::Number(whole(row, written)?)
         }
@@ -111,19 +121,45 @@ fn read_word(
     wrong(format!("`{}` cannot be \"{word}\"", row.name), help)
 }
 
+fn read_policy(
+    row: &OptionRow,
+    word: &str,
+    supported: &'static [&'static str],
+    node: Option<&'static str>,
+    advice: &[(&str, &str)],
+) -> Result<Value, Wrong> {
+    if let Some((_, help)) = advice.iter().find(|(name, _)| *name == word) {
+        return wrong(format!("`{}` cannot be \"{word}\" here", row.name), *help);
+    }
+    let named = node.and_then(|prefix| word.strip_prefix(prefix));
+    if named.is_some_and(|name| parse::name(name).is_ok()) {
+        // Whether there is such a node shows when the whole file is read.
+        return Ok(Value::Word(intern(word)));
+    }
+    read_word(row, word, supported, &[])
+}
+
 /// Checks a value of the right kind against the row's range.
 pub(super) fn check(row: &OptionRow, value: Value) -> Result<Value, Wrong> {
     let fits = match (row.kind, value) {
         (Kind::Word { supported, .. }, Value::Word(word)) => supported.contains(&word),
+        (
+            Kind::Policy {
+                supported, node, ..
+            },
+            Value::Word(word),
+        ) => supported.contains(&word) || node.is_some_and(|prefix| word.starts_with(prefix)),
+        (Kind::Directory, Value::Word(path)) => path.is_empty() || path.starts_with('/'),
         (Kind::OnlyFalse, Value::Flag(flag)) => {
             if flag {
                 return wrong(
                     format!("`{} = true` is not supported by this version", row.name),
-                    "one node at a time can be Primary: remove the line",
+                    "one node at a time can be Primary (why: docs/decisions/0014-one-primary.md): remove the line",
                 );
             }
             true
         }
+        (Kind::Flag, Value::Flag(_)) => true,
         (Kind::Number { min, max, .. }, Value::Number(n)) => (min..=max).contains(&n),
         (Kind::OneOf { values, .. }, Value::Number(n)) => values.contains(&n),
         (Kind::Bytes { min, max }, Value::Bytes(n)) => (min..=max).contains(&n),
@@ -152,7 +188,16 @@ pub(super) fn accepts(row: &OptionRow) -> String {
             .map(|w| format!("\"{w}\""))
             .collect::<Vec<_>>()
             .join(", "),
+        Kind::Policy {
+            supported, node, ..
+        } => {
+            let node = node.map(|prefix| format!("\"{prefix}NAME\""));
+            let words = supported.iter().map(|w| format!("\"{w}\""));
+            words.chain(node).collect::<Vec<_>>().join(", ")
+        }
+        Kind::Directory => "the absolute path of a directory, or \"\"".to_owned(),
         Kind::OnlyFalse => "false".to_owned(),
+        Kind::Flag => "true or false".to_owned(),
         Kind::Number { min, max, unit: "" } => format!("{min} to {max}"),
         Kind::Number { min, max, unit } => format!("{min} to {max} {unit}"),
         Kind::OneOf { values, unit } => {
@@ -254,16 +299,37 @@ mod tests {
     fn words_of_drbd_are_refused_as_not_yet_and_slips_are_corrected() {
         assert_eq!(try_value(Key::Protocol, "\"A\""), Ok(Value::Word("A")));
         assert!(try_value(Key::Protocol, "\"D\"").is_err());
-        let refusal = try_value(Key::AfterSb0Pri, "\"discard-zero-changes\"").unwrap_err();
-        assert!(
-            refusal.contains("not supported by this version"),
-            "{refusal}"
-        );
         let refusal = try_value(Key::AfterSb0Pri, "\"disconect\"").unwrap_err();
         assert!(
             refusal.contains("did you mean \"disconnect\"?"),
             "{refusal}"
         );
+    }
+
+    #[test]
+    fn policies_name_a_node_where_drbd_says_local_and_remote() {
+        let good = Ok(Value::Word("discard-node-bravo"));
+        assert_eq!(try_value(Key::AfterSb0Pri, "\"discard-node-bravo\""), good);
+        assert!(try_value(Key::AfterSb0Pri, "\"discard-zero-changes\"").is_ok());
+        for bad in ["discard-local", "discard-remote"] {
+            let refusal = try_value(Key::AfterSb0Pri, &format!("\"{bad}\"")).unwrap_err();
+            assert!(refusal.contains("discard-node-NAME"), "{refusal}");
+        }
+        for bad in ["discard-node-", "discard-node-a b", "discard-node"] {
+            assert!(try_value(Key::AfterSb0Pri, &format!("\"{bad}\"")).is_err());
+        }
+        assert!(try_value(Key::AfterSb1Pri, "\"discard-node-bravo\"").is_err());
+        let refusal = try_value(Key::RrConflict, "\"auto-discard\"").unwrap_err();
+        assert!(refusal.contains("remove the line"), "{refusal}");
+    }
+
+    #[test]
+    fn a_directory_is_absolute_or_none() {
+        for good in ["", "/var/lib/twinblk/saved"] {
+            let value = try_value(Key::SaveDiscardedDir, &format!("\"{good}\""));
+            assert_eq!(value, Ok(Value::Word(good)));
+        }
+        assert!(try_value(Key::SaveDiscardedDir, "\"saved\"").is_err());
     }
 
     #[test]

@@ -28,8 +28,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("net", "max-buffers", "see `buffer-size` in [options]"),
     ("net", "rcvbuf-size", ""),
     ("net", "socket-check-timeout", ""),
-    ("net", "fencing", ""),
-    ("net", "rr-conflict", ""),
     ("net", "always-asbp", ""),
     (
         "net",
@@ -91,8 +89,11 @@ static LATER: &[(&str, &str, &str)] = &[
         "discard-zeroes-if-aligned",
         "discards always read back as zeroes: remove the line",
     ),
-    ("options", "auto-promote", ""),
-    ("options", "auto-promote-timeout", ""),
+    (
+        "options",
+        "auto-promote-timeout",
+        "a promotion by a client has 20 seconds: remove the line",
+    ),
     ("options", "cpu-mask", ""),
     ("options", "on-no-quorum", ""),
     ("options", "on-suspended-primary-outdated", ""),
@@ -101,18 +102,7 @@ static LATER: &[(&str, &str, &str)] = &[
     ("options", "twopc-timeout", ""),
     ("options", "peer-ack-window", ""),
     ("options", "peer-ack-delay", ""),
-    ("handlers", "fence-peer", ""),
-    ("handlers", "unfence-peer", ""),
-    ("handlers", "before-resync-target", ""),
     ("handlers", "before-resync-source", ""),
-    ("handlers", "after-resync-target", ""),
-    ("handlers", "split-brain", ""),
-    ("handlers", "initial-split-brain", ""),
-    ("handlers", "pri-lost", ""),
-    ("handlers", "pri-lost-after-sb", ""),
-    ("handlers", "pri-on-incon-degr", ""),
-    ("handlers", "local-io-error", ""),
-    ("handlers", "out-of-sync", ""),
     ("handlers", "quorum-lost", ""),
     (
         "startup",
@@ -164,7 +154,7 @@ mod tests {
 
     #[test]
     fn found_by_section_and_name() {
-        assert_eq!(find("handlers", "fence-peer"), Some(""));
+        assert_eq!(find("handlers", "quorum-lost"), Some(""));
         assert!(find("net", "cram-hmac-alg").unwrap().contains("HMAC"));
         assert_eq!(find("net", "colour"), None);
         assert!(in_section("startup").any(|n| n == "wfc-timeout"));

@@ -9,6 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod dump;
 pub(crate) mod error;
 mod file;
+pub(crate) mod handlers;
 mod kinds;
 mod later;
 mod node;
@@ -170,6 +171,7 @@ fn build(
         me: nodes.remove(index),
         peers: nodes,
         settings: file.settings,
+        handlers: file.handlers,
     })
 }
 

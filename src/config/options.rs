@@ -43,17 +43,22 @@ pub(crate) enum Key {
     AfterSb0Pri,
     AfterSb1Pri,
     AfterSb2Pri,
+    RrConflict,
     AllowTwoPrimaries,
+    Fencing,
     BlockSize,
     CMaxRate,
     ResyncWindow,
     AlExtents,
     BufferSize,
     PollUs,
+    AutoPromote,
     DeviceTimeout,
     DeviceDeadTimeout,
     OnIoError,
     OnNoDataAccessible,
+    HandlerTimeout,
+    SaveDiscardedDir,
 }
 
 /// What an option's value may be.
@@ -64,8 +69,19 @@ pub(crate) enum Kind {
         supported: &'static [&'static str],
         later: &'static [&'static str],
     },
+    /// One of `supported`, or, where there is a `node`, that and the name of a node. `advice`: values
+    /// DRBD has, and what to write instead.
+    Policy {
+        supported: &'static [&'static str],
+        node: Option<&'static str>,
+        advice: &'static [(&'static str, &'static str)],
+    },
+    /// A directory by its absolute path, or nothing.
+    Directory,
     /// Only `false` for now.
     OnlyFalse,
+    /// `true` or `false`.
+    Flag,
     /// A count.
     Number {
         min: u64,
@@ -123,11 +139,14 @@ const fn row(
     OptionRow { key, section, name, alias: None, kind, default, change, help }
 }
 
-const AFTER_SB: [&str; 1] = ["disconnect"];
+/// How the values of `after-sb-0pri` begin that name a node.
+pub(crate) const DISCARD_NODE: &str = "discard-node-";
+const NAME_THE_NODE: &str = "both nodes have the same file, and would each mean something else by it: write \
+                             \"discard-node-NAME\" with the name of the node whose data are given up";
 const MIB: u64 = 1 << 20;
 
 /// The table, in the order of [`Key`].
-pub(crate) static OPTIONS: [OptionRow; 22] = [
+pub(crate) static OPTIONS: [OptionRow; 27] = [
     row(
         Key::Protocol,
         Section::Resource,
@@ -219,50 +238,79 @@ pub(crate) static OPTIONS: [OptionRow; 22] = [
         Key::AfterSb0Pri,
         Section::Net,
         "after-sb-0pri",
-        Kind::Word {
-            supported: &AFTER_SB,
-            later: &[
+        Kind::Policy {
+            supported: &[
+                "disconnect",
                 "discard-younger-primary",
                 "discard-older-primary",
                 "discard-zero-changes",
                 "discard-least-changes",
-                "discard-local",
-                "discard-remote",
+            ],
+            node: Some(DISCARD_NODE),
+            advice: &[
+                ("discard-local", NAME_THE_NODE),
+                ("discard-remote", NAME_THE_NODE),
             ],
         },
         Value::Word("disconnect"),
         How::NeedsReconnect,
         "What to do about a split brain when no node is Primary. `disconnect`: leave both copies \
-         alone and stay disconnected until `connect --discard-my-data`.",
+         alone and stay disconnected until `connect --discard-my-data`. Every other value gives up \
+         data without asking: see [split-brain.md](split-brain.md).",
     ),
     row(
         Key::AfterSb1Pri,
         Section::Net,
         "after-sb-1pri",
-        Kind::Word {
-            supported: &AFTER_SB,
-            later: &[
+        Kind::Policy {
+            supported: &[
+                "disconnect",
                 "consensus",
-                "call-pri-lost-after-sb",
                 "discard-secondary",
+                "call-pri-lost-after-sb",
                 "violently-as0p",
             ],
+            node: None,
+            advice: &[],
         },
         Value::Word("disconnect"),
         How::NeedsReconnect,
-        "The same when one node is Primary.",
+        "The same when one node is Primary. `consensus`: the Secondary's data, if `after-sb-0pri` \
+         would choose them too. `call-pri-lost-after-sb`: as `after-sb-0pri` says, but a Primary that \
+         is in use keeps its data and has its handler called. `violently-as0p`: its clients get errors \
+         instead.",
     ),
     row(
         Key::AfterSb2Pri,
         Section::Net,
         "after-sb-2pri",
-        Kind::Word {
-            supported: &AFTER_SB,
-            later: &["call-pri-lost-after-sb", "violently-as0p"],
+        Kind::Policy {
+            supported: &["disconnect", "call-pri-lost-after-sb", "violently-as0p"],
+            node: None,
+            advice: &[],
         },
         Value::Word("disconnect"),
         How::NeedsReconnect,
         "The same when both nodes are Primary.",
+    ),
+    row(
+        Key::RrConflict,
+        Section::Net,
+        "rr-conflict",
+        Kind::Policy {
+            supported: &["disconnect", "call-pri-lost", "violently", "retry-connect"],
+            node: None,
+            advice: &[(
+                "auto-discard",
+                "it is how a crashed Primary under protocol A or B always meets a peer that was \
+                 promoted meanwhile (rule `crashed-primary`): remove the line",
+            )],
+        },
+        Value::Word("disconnect"),
+        How::NeedsReconnect,
+        "What to do when there is no split brain, but the generations demand to overwrite a Primary. \
+         `retry-connect`: try again until somebody has demoted it. `call-pri-lost`: demote it if it is \
+         not in use, else call its handler. `violently`: its clients get errors, and it is demoted.",
     ),
     row(
         Key::AllowTwoPrimaries,
@@ -272,6 +320,22 @@ pub(crate) static OPTIONS: [OptionRow; 22] = [
         Value::Flag(false),
         How::NeedsReconnect,
         "Whether two nodes may be Primary at the same time.",
+    ),
+    row(
+        Key::Fencing,
+        Section::Net,
+        "fencing",
+        Kind::Word {
+            supported: &["dont-care", "resource-only", "resource-and-stonith"],
+            later: &[],
+        },
+        Value::Word("dont-care"),
+        How::Live,
+        "What to do when a peer is lost that could be promoted. `dont-care`: go on. \
+         `resource-only`: call the handler `fence-peer`, and go on meanwhile. \
+         `resource-and-stonith`: I/O waits until `fence-peer` has made sure that the peer cannot be \
+         promoted, or the peer is back. With both of the latter a node that cannot see its peer is \
+         promoted only if `fence-peer` succeeds. See [handlers.md](handlers.md).",
     ),
     row(
         Key::BlockSize,
@@ -348,6 +412,17 @@ pub(crate) static OPTIONS: [OptionRow; 22] = [
         "How long to look for new work before sleeping. Trades CPU for latency; 0 never polls.",
     ),
     row(
+        Key::AutoPromote,
+        Section::Options,
+        "auto-promote",
+        Kind::Flag,
+        Value::Flag(false),
+        How::Live,
+        "Whether an NBD client that opens the export makes a Secondary Primary, if it may be; when the \
+         last client is gone, it is demoted again. A node made Primary by `primary` stays so. Not \
+         together with `device`, which exists on a Primary only.",
+    ),
+    row(
         Key::DeviceTimeout,
         Section::Options,
         "device-timeout",
@@ -355,8 +430,9 @@ pub(crate) static OPTIONS: [OptionRow; 22] = [
         Value::Time(seconds(20)),
         How::Live,
         "How long the kernel device waits for the answer to a request until it sends it again. After \
-         the daemon was killed and is back, what was under way goes on after so long at most. Not \
-         below the time in which a lost peer is noticed (`ping-int` plus `ping-timeout`).",
+         the daemon was killed and is back, what was under way goes on after so long at most. Best \
+         above the time in which a silent peer is given up (`ping-int` plus `ping-timeout`); together \
+         with `device-dead-timeout` it must be above that, and above `timeout` times `ko-count`.",
     ),
     row(
         Key::DeviceDeadTimeout,
@@ -394,6 +470,27 @@ pub(crate) static OPTIONS: [OptionRow; 22] = [
         How::Live,
         "What clients of a Primary get when neither its own disk nor a peer has current data within \
          reach. `io-error`: errors. `suspend-io`: nothing, until there is a copy again.",
+    ),
+    row(
+        Key::HandlerTimeout,
+        Section::Options,
+        "handler-timeout",
+        time(1000, 3600),
+        Value::Time(seconds(60)),
+        How::Live,
+        "How long a handler may run. Then it is ended, with all it has started: first by SIGTERM, a \
+         few seconds later by SIGKILL. See [handlers.md](handlers.md).",
+    ),
+    row(
+        Key::SaveDiscardedDir,
+        Section::Options,
+        "save-discarded-dir",
+        Kind::Directory,
+        Value::Word(""),
+        How::Live,
+        "Where this node saves what it has, before a split brain is resolved at its expense; if that \
+         fails, nothing is overwritten. Without it only `connect --discard-my-data --save-discarded` \
+         saves anything.",
     ),
 ];
 

@@ -1,6 +1,7 @@
 //! A configuration that has been read and checked.
 
-use super::options::Key;
+use super::handlers::Handlers;
+use super::options::{DISCARD_NODE, Key};
 use super::settings::Settings;
 use super::values::Value;
 use std::fmt;
@@ -8,7 +9,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use twinblk_engine::config as engine;
+use twinblk_engine::fencing::Fencing;
 use twinblk_engine::ids::{NodeId, VolumeId};
+use twinblk_engine::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies, RrConflict};
 
 /// Port of a node whose address names none.
 pub(crate) const DEFAULT_PORT: u16 = 7789;
@@ -46,6 +49,8 @@ pub(crate) struct Resource {
     pub(crate) peers: Vec<Node>,
     /// Options.
     pub(crate) settings: Settings,
+    /// Handlers.
+    pub(crate) handlers: Handlers,
 }
 
 /// A node of a resource.
@@ -197,6 +202,25 @@ impl Resource {
         Duration::from_micros(self.settings.number(Key::PollUs))
     }
 
+    /// Whether a client that opens the export makes this node Primary.
+    pub(crate) fn auto_promote(&self) -> bool {
+        self.settings.get(Key::AutoPromote) == Value::Flag(true)
+    }
+
+    /// How long a handler may run.
+    pub(crate) fn handler_timeout(&self) -> Duration {
+        self.settings.time(Key::HandlerTimeout)
+    }
+
+    /// What is done when a peer is lost.
+    fn fencing(&self) -> Fencing {
+        match self.settings.get(Key::Fencing) {
+            Value::Word(word) => Fencing::ALL.into_iter().find(|f| f.name() == word),
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+
     /// How long the kernel device waits.
     pub(crate) fn device_timeouts(&self) -> userspace_nbd::kernel::Timeouts {
         userspace_nbd::kernel::Timeouts {
@@ -239,9 +263,42 @@ impl Resource {
             } else {
                 engine::OnNoData::IoError
             },
-            // The other policies are refused when the file is read, so the engine's defaults
-            // (`disconnect`, one Primary) are what the file says.
+            fencing: self.fencing(),
+            handlers: self.handlers.set(),
+            policies: self.policies(),
+            save_discarded: self.save_discarded_dir().is_some(),
+            // Two Primaries are refused when the file is read.
             ..engine::Options::default()
+        }
+    }
+
+    /// What gives way after a split brain.
+    fn policies(&self) -> Policies {
+        let word = |key| match self.settings.get(key) {
+            Value::Word(word) => word,
+            value => unreachable!("{key:?} is not a word but {value}"),
+        };
+        let zero = word(Key::AfterSb0Pri);
+        let node = zero.strip_prefix(DISCARD_NODE).and_then(|n| self.node(n));
+        let zero_primaries = match node {
+            Some(node) => Some(AfterSb0Pri::DiscardNode(NodeId(node.id))),
+            None => AfterSb0Pri::parse(zero),
+        };
+        // A word that is none of the values was refused when the file was read.
+        Policies {
+            zero_primaries: zero_primaries.unwrap_or_default(),
+            one_primary: AfterSb1Pri::parse(word(Key::AfterSb1Pri)).unwrap_or_default(),
+            two_primaries: AfterSb2Pri::parse(word(Key::AfterSb2Pri)).unwrap_or_default(),
+            conflict: RrConflict::parse(word(Key::RrConflict)).unwrap_or_default(),
+        }
+    }
+
+    /// Where copies are saved that a split brain costs.
+    pub(crate) fn save_discarded_dir(&self) -> Option<PathBuf> {
+        match self.settings.get(Key::SaveDiscardedDir) {
+            Value::Word("") => None,
+            Value::Word(path) => Some(PathBuf::from(path)),
+            _ => None,
         }
     }
 

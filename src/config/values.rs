@@ -1,7 +1,9 @@
 //! Values of options: their syntax in the files and how they are printed. Durations are a whole
 //! number of seconds or a string with a unit; sizes a whole number of bytes or a string with a unit.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// A value of an option, of the kind its row in the table says.
@@ -23,6 +25,9 @@ pub(crate) enum Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Word(word) if word.contains(['"', '\\']) || word.contains(char::is_control) => {
+                write!(f, "{}", toml::Value::String((*word).to_owned()))
+            }
             Self::Word(word) => write!(f, "\"{word}\""),
             Self::Flag(flag) => write!(f, "{flag}"),
             Self::Number(number) => write!(f, "{number}"),
@@ -31,6 +36,19 @@ impl fmt::Display for Value {
             Self::Time(time) => write!(f, "\"{}\"", show_time(*time)),
         }
     }
+}
+
+/// A word that no table holds: a name or a path that was written in a file. They are few in the life
+/// of a daemon, and each is kept once.
+pub(crate) fn intern(text: &str) -> &'static str {
+    static WORDS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut words = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(word) = words.get(text) {
+        return word;
+    }
+    let word: &'static str = Box::leak(text.into());
+    words.insert(word);
+    word
 }
 
 const SIZE_UNITS: [(&str, u64); 4] = [

@@ -5,11 +5,12 @@ use super::kernel_device::KernelDevice;
 use super::running::{Running, lock};
 use super::socket_file::{SocketFile, remove_stale};
 use super::supervisor::{Supervisor, error};
+use super::why::About;
 use super::{DaemonError, convert};
-use crate::api::{Answer, ErrorBody, EventLine, Order, ResourceStatus, Version};
+use crate::api::{Answer, ErrorBody, EventLine, Order, ResourceStatus, Version, Why};
 use crate::config;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -56,6 +57,7 @@ pub(crate) async fn serve(listener: UnixListener, supervisor: Arc<Supervisor>) {
         .route("/v1/events", get(events))
         .route("/v1/resources", get(resources))
         .route("/v1/resources/{name}", get(resource))
+        .route("/v1/resources/{name}/why", get(why))
         .route("/v1/resources/{name}/{verb}", post(verb))
         .with_state(supervisor);
     if let Err(e) = axum::serve(listener, router).await {
@@ -102,6 +104,24 @@ async fn resource(
     supervisor.status(&name).await.map(Json)
 }
 
+async fn why(
+    State(supervisor): Shared,
+    Path(name): Path<String>,
+    RawQuery(question): RawQuery,
+) -> Result<Json<Why>, ErrorBody> {
+    let about = match question.as_deref() {
+        None | Some("") => None,
+        Some("about=promote") => Some(About::Promote),
+        Some("about=demote") => Some(About::Demote),
+        Some(other) => {
+            let reason = format!("`why` cannot be asked \"{other}\"");
+            let way_out = "ask ?about=promote, ?about=demote, or nothing";
+            return Err(error("usage", 1, reason, way_out));
+        }
+    };
+    supervisor.why(&name, about).await.map(Json)
+}
+
 async fn verb(
     State(supervisor): Shared,
     Path((name, verb)): Path<(String, String)>,
@@ -138,7 +158,10 @@ async fn carry_out(
         "adjust" => return supervisor.adjust(name, order.dry_run).await,
         "dump" => return Ok(config::dump::dump(&supervisor.configured(name)?)),
         "primary" => Command::Primary { force: order.force },
+        "secondary" if order.force => Command::SecondaryByForce,
         "secondary" => Command::Secondary,
+        "outdate" => Command::Outdate,
+        "connect" if order.save_discarded.is_some() => save_first(supervisor, name, order)?,
         "connect" => Command::Connect {
             peer: peer(supervisor, name, order)?,
             discard_my_data: order.discard_my_data,
@@ -181,8 +204,34 @@ async fn carry_out(
     Ok(convert::names(&lock(&running.config), &text))
 }
 
+/// `connect --discard-my-data --save-discarded`.
+fn save_first(supervisor: &Supervisor, name: &str, order: &Order) -> Result<Command, ErrorBody> {
+    let file = order.save_discarded.clone().unwrap_or_default();
+    let path = std::path::Path::new(&file);
+    let usage = |reason: &str, way_out| Err(error("usage", 1, reason.to_string(), way_out));
+    if !order.discard_my_data || order.dry_run {
+        let way_out = "add `discard_my_data`, and leave `dry_run` out";
+        return usage("`save_discarded` saves only what is given up", way_out);
+    }
+    if !path.is_absolute() {
+        let way_out = "begin it with `/`: it is written on the daemon's machine";
+        return usage("`save_discarded` must be an absolute path", way_out);
+    }
+    if path.symlink_metadata().is_ok() {
+        let reason = format!("{file} exists already");
+        return Err(error("state", 11, reason, "name a file that does not"));
+    }
+    let peer = peer(supervisor, name, order)?;
+    Ok(Command::DiscardSaving { peer, file })
+}
+
 async fn order_engine(running: &Running, command: Command) -> Result<String, ErrorBody> {
-    let result = running.order(command, ORDER_TIME).await;
+    let limit = match command {
+        // It may have to wait for `fence-peer`.
+        Command::Primary { .. } => ORDER_TIME + lock(&running.config).handler_timeout(),
+        _ => ORDER_TIME,
+    };
+    let result = running.order(command, limit).await;
     told(running, result)
 }
 
@@ -206,6 +255,12 @@ async fn order_with_device(
         }
         Command::Secondary => {
             let released = device.release(running).await?;
+            let mut answer = released.until_answered(running.give(command));
+            let result = running.answer_within(&mut answer, ORDER_TIME).await;
+            told(running, result)
+        }
+        Command::SecondaryByForce => {
+            let released = device.release_for_down(running, true).await?;
             let mut answer = released.until_answered(running.give(command));
             let result = running.answer_within(&mut answer, ORDER_TIME).await;
             told(running, result)
@@ -249,6 +304,16 @@ async fn events(State(supervisor): Shared) -> Response {
                     }
                 }
             }
+        }
+        let end = EventLine {
+            time_ms: convert::now_ms(),
+            kind: "exists".to_string(),
+            severity: "info".to_string(),
+            cause: "the present state is told; changes follow".to_string(),
+            ..EventLine::default()
+        };
+        if sender.send(Ok(json_line(&end))).await.is_err() {
+            return;
         }
         loop {
             let bytes = match changes.recv().await {

@@ -3,7 +3,7 @@
 use super::running::{NoStatus, Running, lock};
 use crate::api::{
     ActivityLog, DriverStatus, ErrorBody, EventLine, PeerStatus, PeerVolumeStatus, ResourceStatus,
-    ResyncStatus, VerifyStatus, VolumeStatus,
+    ResyncStatus, SeenByPeer, SplitBrain, SplitSide, SplitVolume, VerifyStatus, VolumeStatus,
 };
 use crate::config;
 use crate::driver::mailbox::StatusReply;
@@ -11,6 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use twinblk_engine::command::{Refusal, RefusalKind};
 use twinblk_engine::event::{Event, Severity, What};
 use twinblk_engine::ids::NodeId;
+use twinblk_engine::status as engine;
+use twinblk_engine::suspend::Reason;
+use twinblk_engine::time::Instant;
 
 /// A resource that is not up.
 pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
@@ -19,12 +22,7 @@ pub(crate) fn down(config: &config::Resource) -> ResourceStatus {
         node: config.me.name.clone(),
         up: false,
         role: "Unknown".to_string(),
-        suspended: None,
-        open_clients: Vec::new(),
-        exports: Vec::new(),
-        volumes: Vec::new(),
-        peers: Vec::new(),
-        driver: None,
+        ..ResourceStatus::default()
     }
 }
 
@@ -47,6 +45,14 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
         node: status.node_name,
         up: true,
         role: format!("{:?}", status.role),
+        role_since_seconds: ago(now, status.role_since),
+        promotion_refused: status.may_promote.err().map(|r| error(config, &r)),
+        demotion_refused: status.may_demote.err().map(|r| error(config, &r)),
+        suspended_for: Reason::ALL
+            .iter()
+            .filter(|&&reason| status.suspended_for.has(reason))
+            .map(|reason| reason.name().to_string())
+            .collect(),
         suspended: status.suspended,
         open_clients: status.open_clients,
         exports: config.me.exports.iter().map(ToString::to_string).collect(),
@@ -56,7 +62,8 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
             .map(|v| VolumeStatus {
                 volume: v.volume.0,
                 disk: format!("{:?}", v.disk),
-                reason: v.reason,
+                reason: names(config, &v.reason),
+                since_seconds: ago(now, v.since),
                 size: v.size,
                 block_size: v.block_size,
                 current_uuid: format!("{:016x}", v.current_uuid),
@@ -78,10 +85,12 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 since_seconds: now.since(p.since).as_secs(),
                 unsent: p.unsent,
                 transfer_log: p.transfer_log,
+                disagreement: p.disagreement.map(|text| names(config, &text)),
+                split_brain: p.split_brain.map(|s| split_brain(&s, now)),
                 volumes: p
                     .volumes
                     .into_iter()
-                    .map(|v| peer_volume(config, v))
+                    .map(|v| peer_volume(config, v, now))
                     .collect(),
             })
             .collect(),
@@ -99,6 +108,25 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
     }
 }
 
+fn split_brain(found: &engine::SplitBrain, now: Instant) -> SplitBrain {
+    let side = |side: &engine::SplitSide| SplitSide {
+        changed: side.changed,
+        current_uuid: format!("{:016x}", side.current),
+        base_uuid: format!("{:016x}", side.base),
+        primary_when_parted: side.parted_as_primary,
+    };
+    let volumes = found.volumes.iter().map(|v| SplitVolume {
+        volume: v.volume.0,
+        rule: v.rule.to_string(),
+        here: side(&v.here),
+        there: side(&v.there),
+    });
+    SplitBrain {
+        since_seconds: now.since(found.found).as_secs(),
+        volumes: volumes.collect(),
+    }
+}
+
 fn activity_log(log: &twinblk_engine::status::Activity) -> Option<ActivityLog> {
     (log.capacity > 0).then_some(ActivityLog {
         extents: log.capacity,
@@ -113,6 +141,7 @@ fn activity_log(log: &twinblk_engine::status::Activity) -> Option<ActivityLog> {
 fn peer_volume(
     config: &config::Resource,
     v: twinblk_engine::status::PeerVolumeStatus,
+    now: Instant,
 ) -> PeerVolumeStatus {
     PeerVolumeStatus {
         volume: v.volume.0,
@@ -125,7 +154,19 @@ fn peer_volume(
             progress: progress(run.progress),
         }),
         verified: v.verified.map(|text| names(config, &text)),
+        since_seconds: ago(now, v.since),
+        seen_by_peer: v.seen_by_peer.map(|view| SeenByPeer {
+            replication: format!("{:?}", view.replication),
+            disk: format!("{:?}", view.disk),
+            out_of_sync: view.out_of_sync,
+        }),
+        standstill: v.standstill.map(|(_, why)| names(config, &why)),
     }
+}
+
+/// Seconds since a moment of the engine's clock; what has been so from the beginning has no moment.
+pub(crate) fn ago(now: Instant, since: Instant) -> Option<u64> {
+    (since != Instant::default()).then(|| now.since(since).as_secs())
 }
 
 fn progress(r: twinblk_engine::status::ResyncProgress) -> ResyncStatus {
@@ -171,6 +212,7 @@ pub(crate) fn error(config: &config::Resource, refusal: &Refusal) -> ErrorBody {
         RefusalKind::State => ("state", 11),
         RefusalKind::NoDisk => ("no-disk", 16),
         RefusalKind::NoUpToDateData => ("no-up-to-date-data", 17),
+        RefusalKind::LowerThanOutdated => ("lower-than-outdated", 18),
         RefusalKind::InUse => ("in-use", 12),
         RefusalKind::PeerRefused => ("peer-refused", 13),
         RefusalKind::Unknown => ("unknown", 10),
@@ -242,13 +284,17 @@ pub(crate) fn event_line(config: &config::Resource, event: &Event) -> EventLine 
         volume,
         from,
         to,
-        severity: match event.severity {
-            Severity::Info => "info",
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        }
-        .to_string(),
+        severity: severity(event.severity).to_string(),
         cause: names(config, &event.cause),
+    }
+}
+
+/// How much attention an event deserves, in the words of the stream.
+pub(crate) fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Error => "error",
     }
 }
 
@@ -289,6 +335,16 @@ pub(crate) fn state_lines(status: &ResourceStatus) -> Vec<EventLine> {
         cause: cause.to_string(),
     };
     let mut lines = vec![line("role", None, None, &status.role, "present state")];
+    lines.push(line(
+        "suspended",
+        None,
+        None,
+        &match status.suspended_for.is_empty() {
+            true => "no".to_string(),
+            false => status.suspended_for.join(","),
+        },
+        "present state",
+    ));
     for v in &status.volumes {
         lines.push(line("disk", None, Some(v.volume), &v.disk, &v.reason));
     }

@@ -1,6 +1,7 @@
 //! NBD listeners of a resource and the negotiation; a client that has entered the export goes to the
 //! loop. The exports listen on a Secondary too: clients are told there who is Primary.
 
+use super::auto_promote;
 use super::running::{NoStatus, Running, lock};
 use super::socket_file::remove_stale;
 use super::sockets;
@@ -224,6 +225,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Session, TurnedAway> {
     let left = |_| TurnedAway::Left;
     let mut negotiation = Negotiation::new();
+    let mut promoted = Promoted(None);
     stream
         .write_all(&negotiation.greeting())
         .await
@@ -245,11 +247,29 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             );
         }
         let mut out = Vec::new();
-        let progress = negotiation.feed(&buf[..n], &offer, &mut out);
+        let before = offer.by_promotion.then(|| negotiation.clone());
+        let mut progress = negotiation.feed(&buf[..n], &offer, &mut out);
+        // It is let in when the node is Primary for it, and stays so; else it is told why not.
+        if let (Progress::Done(_), Some(before)) = (&progress, before) {
+            match auto_promote::promote(&door.running).await {
+                Ok(()) => promoted.0 = Some(Arc::clone(&door.running)),
+                Err(policy_text) => {
+                    let refusing = Offer {
+                        lookup: Lookup::Refused { policy_text },
+                        ..offer
+                    };
+                    (negotiation, out) = (before, Vec::new());
+                    progress = negotiation.feed(&buf[..n], &refusing, &mut out);
+                }
+            }
+        }
         stream.write_all(&out).await.map_err(left)?;
         match progress {
             Progress::NeedMore => {}
-            Progress::Done(session) => return Ok(*session),
+            Progress::Done(session) => {
+                promoted.0 = None;
+                return Ok(*session);
+            }
             Progress::Aborted => return Err(TurnedAway::Left),
             Progress::Failed(error) => return Err(TurnedAway::Failed(error.to_string())),
         }
@@ -258,21 +278,35 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     Err(TurnedAway::Left)
 }
 
+/// A client was announced that is not in yet; should it leave, that is taken back.
+struct Promoted(Option<Arc<Running>>);
+
+impl Drop for Promoted {
+    fn drop(&mut self) {
+        if let Some(running) = self.0.take() {
+            tokio::spawn(async move { auto_promote::take_back(&running).await });
+        }
+    }
+}
+
 /// What is offered at this moment.
 struct Offer {
     name: String,
     lookup: Lookup,
     /// There are as many connections as there may be.
     full: bool,
+    /// Whoever enters is announced first, and the node promoted for it.
+    by_promotion: bool,
 }
 
 impl Offer {
     async fn of(running: &Running) -> Self {
         let name = lock(&running.config).name.clone();
-        let (lookup, full) = match running.status().await {
+        let (lookup, full, by_promotion) = match running.status().await {
             Ok(reply) => {
                 let full = reply.driver.nbd_connections >= MAX_NBD_CONNECTIONS;
-                let lookup = match look(&name, &reply) {
+                let by_promotion = auto_promote::lets_in(running, &reply);
+                let lookup = match look(&name, &reply, by_promotion) {
                     Lookup::Found(_) if full => Lookup::Refused {
                         policy_text: format!(
                             "{name} serves {MAX_NBD_CONNECTIONS} connections already, as many as it \
@@ -281,7 +315,7 @@ impl Offer {
                     },
                     lookup => lookup,
                 };
-                (lookup, full)
+                (lookup, full, by_promotion)
             }
             Err(why) => {
                 let policy_text = match why {
@@ -290,18 +324,23 @@ impl Offer {
                         format!("{name} does not answer at the moment; try again later")
                     }
                 };
-                (Lookup::Refused { policy_text }, false)
+                (Lookup::Refused { policy_text }, false, false)
             }
         };
-        Self { name, lookup, full }
+        Self {
+            name,
+            lookup,
+            full,
+            by_promotion,
+        }
     }
 }
 
 /// The export at this moment, or why there is none.
-pub(super) fn look(name: &str, reply: &StatusReply) -> Lookup {
+pub(super) fn look(name: &str, reply: &StatusReply, by_promotion: bool) -> Lookup {
     let status = &reply.status;
     let here = &status.node_name;
-    if status.role != Role::Primary {
+    if status.role != Role::Primary && !by_promotion {
         let primary = status.peers.iter().find(|p| p.role == Role::Primary);
         let policy_text = match primary {
             Some(p) => format!("{name} is Secondary on {here}; {} is Primary", p.name),

@@ -1,6 +1,7 @@
 //! For tests of the supervisor: a resource whose loop is played by the test.
 
 use super::DaemonOptions;
+use super::fake_status::healthy;
 use super::running::Running;
 use super::state::StateDir;
 use super::supervisor::Supervisor;
@@ -11,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::mpsc::UnboundedSender;
 use twinblk_engine::command::{Command, CommandResult};
 use twinblk_engine::event::Role;
-use twinblk_engine::ids::{CommandId, NodeId};
+use twinblk_engine::ids::CommandId;
 use twinblk_engine::status::Status;
 
 /// Far more turns of the runtime than anything takes that does not wait for time.
@@ -85,15 +86,10 @@ fn configure(path: &Path, name: &str, port: u16, secret: &str) {
 fn picture() -> StatusReply {
     StatusReply {
         status: Status {
-            resource: "r0".into(),
-            node: NodeId(0),
-            node_name: "alpha".into(),
             role: Role::Primary,
-            suspended: None,
-            suspended_for: twinblk_engine::suspend::Suspended::default(),
-            open_clients: Vec::new(),
             volumes: Vec::new(),
             peers: Vec::new(),
+            ..healthy()
         },
         driver: DriverStatus::default(),
         now: twinblk_engine::time::Instant(0),

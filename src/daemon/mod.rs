@@ -8,6 +8,7 @@
 //! * [`volumes`]: opening disks;
 //! * [`exports`]: NBD listeners and negotiation;
 //! * [`kernel_device`]: /dev/nbdN, while the node is Primary;
+//! * [`handlers`]: the administrator's programs; [`handler_process`]: one of them as a process;
 //! * [`strangers`]: how many of those who are neither yet, and what is told of them;
 //! * [`sockets`]: options of both's sockets; [`socket_file`]: the files of unix sockets;
 //! * [`api`]: the control socket; [`convert`]: the engine's words as JSON;
@@ -17,16 +18,22 @@
 mod adjust;
 mod api;
 mod attach_disk;
+mod auto_promote;
 mod come_back;
 mod convert;
 mod dial;
 mod exports;
 #[cfg(test)]
 mod fake_loop;
+#[cfg(test)]
+mod fake_status;
+mod handler_process;
+mod handlers;
 mod kernel_device;
 mod notify;
 mod peers;
 mod running;
+mod save_discarded;
 mod signals;
 mod socket_file;
 mod sockets;
@@ -34,6 +41,7 @@ mod state;
 mod strangers;
 mod supervisor;
 mod volumes;
+mod why;
 
 use crate::config;
 pub(crate) use kernel_device::claimant;

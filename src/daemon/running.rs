@@ -2,7 +2,9 @@
 
 use super::convert;
 use super::dial::DialState;
+use super::handlers::{self, Place};
 use super::kernel_device::KernelDevice;
+use super::save_discarded::{self, Saves};
 use crate::api::EventLine;
 use crate::config;
 use crate::driver::mailbox::{FromLoop, LoopHandle, StatusReply, ToLoop};
@@ -14,7 +16,6 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 use twinblk_engine::command::{Command, CommandResult, Refusal, RefusalKind};
 use twinblk_engine::event::{DiskState, Event, Role, Severity, What};
-use twinblk_engine::handler::HandlerResult;
 use twinblk_engine::ids::{CommandId, VolumeId};
 
 /// How long the loop may take to tell its state; it does so between two turns.
@@ -61,6 +62,7 @@ pub(crate) struct Running {
     next_order: AtomicU64,
     /// Volumes whose disk has been taken into use, or has failed.
     attached: watch::Sender<BTreeSet<u16>>,
+    pub(crate) saves: Saves,
     last_event: Mutex<String>,
     last_picture: Mutex<Option<(Instant, StatusReply)>>,
     /// What an `adjust` that was not through has changed already and still needs a new connection.
@@ -85,6 +87,7 @@ impl Running {
             orders: Mutex::new(BTreeMap::new()),
             next_order: AtomicU64::new(0),
             attached: watch::Sender::new(BTreeSet::new()),
+            saves: Saves::default(),
             last_event: Mutex::new(String::new()),
             last_picture: Mutex::new(None),
             owed: Mutex::new(Vec::new()),
@@ -203,7 +206,12 @@ impl Running {
     }
 
     /// Something came from the loop. Answers `false` after its last word.
-    pub(crate) fn hear(&self, message: FromLoop, events: &broadcast::Sender<EventLine>) -> bool {
+    pub(super) fn hear(
+        self: &Arc<Self>,
+        message: FromLoop,
+        events: &broadcast::Sender<EventLine>,
+        place: &Place,
+    ) -> bool {
         match message {
             FromLoop::Event(event) => {
                 if let What::Disk(volume, DiskState::Attaching, _) = event.what {
@@ -225,11 +233,17 @@ impl Running {
                 peer,
                 volume,
             } => {
-                // The configuration names none yet, so none is asked for.
-                let why = format!("{} ({peer:?}, {volume:?}) is not run", kind.name());
-                let broken = HandlerResult::Broken(why);
-                let _ = self.handle.send(ToLoop::HandlerDone(id, broken));
+                let run = handlers::Run {
+                    id,
+                    kind,
+                    peer,
+                    volume,
+                };
+                let (place, events) = (place.clone(), events.clone());
+                tokio::spawn(handlers::run(place, Arc::clone(self), run, events));
             }
+            FromLoop::SaveDiscarded(request, disk) => save_discarded::begin(self, *request, disk),
+            FromLoop::CancelSave(id) => self.saves.cancel(id),
             FromLoop::CommandDone(id, result) => {
                 if let Some(waiter) = lock(&self.orders).remove(&id.0) {
                     let _ = waiter.send(result);
@@ -249,6 +263,7 @@ impl Running {
                 }
             }
             FromLoop::Ended(result) => {
+                self.saves.cancel_all();
                 if let Err(reason) = &result {
                     let _ = events.send(self.end_line(reason));
                 }
@@ -280,7 +295,7 @@ impl Running {
     }
 
     /// Events go to the log once: a peer that flaps does not flood it with the same line.
-    fn log(&self, line: &EventLine, severity: Severity) {
+    pub(super) fn log(&self, line: &EventLine, severity: Severity) {
         let text = convert::event_text(line);
         let mut last = lock(&self.last_event);
         if *last == text {

@@ -1,11 +1,13 @@
 //! The owner of the list of resources: up, down, adjust, and what happens when a loop ends. A resource
 //! that fails does not touch the others.
 
+use super::handlers::Place;
 use super::kernel_device::{KernelDevice, LeftOver};
-use super::running::{Answer, Running, lock};
+use super::running::{Answer, NoStatus, Running, lock};
 use super::state::StateDir;
+use super::why::{self, About};
 use super::{DaemonOptions, convert, dial, exports, peers, volumes};
-use crate::api::{ErrorBody, EventLine, ResourceStatus};
+use crate::api::{ErrorBody, EventLine, ResourceStatus, Why};
 use crate::config::{self, Config};
 use crate::driver;
 use crate::driver::mailbox::FromLoop;
@@ -163,6 +165,28 @@ impl Supervisor {
                 status
             }
         })
+    }
+
+    /// `why`.
+    pub(crate) async fn why(&self, name: &str, about: Option<About>) -> Result<Why, ErrorBody> {
+        let config = self.configured(name)?;
+        if let Some(running) = self.running(name) {
+            let answer = running.status().await;
+            let config = lock(&running.config).clone();
+            let device = running.device.as_ref().map(|device| device.status());
+            match answer {
+                Ok(reply) => {
+                    return Ok(match about {
+                        Some(about) => why::about(about, &config, &reply, device),
+                        None => why::why(&config, &reply, device),
+                    });
+                }
+                Err(NoStatus::Silent) => return Ok(why::why_silent(&config)),
+                Err(NoStatus::Gone) => {}
+            }
+        }
+        let words = self.status(name).await?.suspended;
+        Ok(why::why_down(&config, words.as_deref()))
     }
 
     /// Why a resource that is not up should be, or was to be.
@@ -466,8 +490,12 @@ async fn hear(
     running: Arc<Running>,
     mut from_loop: mpsc::UnboundedReceiver<FromLoop>,
 ) {
+    let place = Place {
+        config_dir: supervisor.options.config_dir.clone(),
+        control: supervisor.options.control.clone(),
+    };
     while let Some(message) = from_loop.recv().await {
-        if !running.hear(message, &supervisor.events) {
+        if !running.hear(message, &supervisor.events, &place) {
             break;
         }
     }

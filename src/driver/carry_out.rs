@@ -12,6 +12,7 @@ use std::rc::Rc;
 use twinblk_engine::ids::{OpId, VolumeId};
 use twinblk_engine::input::{DiskDone, Input};
 use twinblk_engine::output::Output;
+use twinblk_engine::save_discarded::SaveDiscarded;
 use userspace_nbd::block_status::MAX_EXTENTS;
 
 impl Turn {
@@ -144,6 +145,9 @@ impl Turn {
                 peer,
                 volume,
             }),
+            Output::CloseClients => self.nbd.close_all(&mut self.core),
+            Output::SaveDiscarded(request) => self.save_discarded(request),
+            Output::CancelSave { id } => self.tell(FromLoop::CancelSave(id)),
             Output::Stopped => {
                 self.stopped = true;
                 self.nbd.abort_all(&mut self.core);
@@ -155,6 +159,21 @@ impl Turn {
     fn tell(&self, message: FromLoop) {
         // The daemon may be gone; the loop goes on serving.
         let _ = self.to_daemon.send(message);
+    }
+
+    fn save_discarded(&mut self, request: Box<SaveDiscarded>) {
+        let copy = match self.io(request.volume) {
+            Some(io) => rustix::io::fcntl_dupfd_cloexec(&io.data.target().file, 0),
+            None => Err(rustix::io::Errno::NXIO),
+        };
+        match copy {
+            Ok(disk) => self.tell(FromLoop::SaveDiscarded(request, disk)),
+            Err(e) => {
+                let (id, result) = (request.id, Err(format!("the disk cannot be read: {e}")));
+                let saved = Input::DiscardedSaved { id, result };
+                self.core.inputs.push_back(saved);
+            }
+        }
     }
 
     fn io(&self, volume: VolumeId) -> Option<&VolumeIo> {

@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use twinblk_engine::command::{Command, CommandResult};
 use twinblk_engine::event::Event;
 use twinblk_engine::handler::{HandlerKind, HandlerResult};
-use twinblk_engine::ids::{CommandId, HandlerId, NodeId, VolumeId};
+use twinblk_engine::ids::{CommandId, HandlerId, NodeId, SaveId, VolumeId};
+use twinblk_engine::save_discarded::SaveDiscarded;
 use twinblk_engine::status::Status;
 use userspace_nbd::negotiation::Session;
 
@@ -48,6 +49,8 @@ pub(crate) enum ToLoop {
     Attach(Box<super::OpenedVolume>, tokio::sync::oneshot::Sender<bool>),
     /// A handler ended, or could not be run.
     HandlerDone(HandlerId, HandlerResult),
+    /// What was to be saved is durable in this file, or cannot be saved, in words.
+    DiscardedSaved(SaveId, Result<String, String>),
     /// Ask for a picture of the state.
     Status(tokio::sync::oneshot::Sender<StatusReply>),
 }
@@ -113,6 +116,11 @@ pub(crate) enum FromLoop {
         /// The volume it is about.
         volume: Option<VolumeId>,
     },
+    /// Save these blocks of this disk, which nothing writes to; the answer is
+    /// [`ToLoop::DiscardedSaved`]. The descriptor is a copy of the loop's own.
+    SaveDiscarded(Box<SaveDiscarded>, OwnedFd),
+    /// That is not needed any more.
+    CancelSave(SaveId),
     /// A command ended.
     CommandDone(CommandId, CommandResult),
     /// Keep a link to this peer or not; `now` = dial at once.

@@ -30,7 +30,7 @@ mod disk_ring;
 mod intake;
 mod lent;
 pub(crate) mod mailbox;
-mod metadata_io;
+pub(crate) mod metadata_io;
 mod nbd_link;
 mod nbd_links;
 mod nbd_reply;

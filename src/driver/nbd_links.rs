@@ -170,6 +170,18 @@ impl NbdLinks {
         }
     }
 
+    /// Closes all connections; what the engine still has of their requests comes back unread.
+    pub(crate) fn close_all(&mut self, core: &mut Core) {
+        for slot in 0..self.links.slots() {
+            let Some(key) = self.links.key_at(slot) else {
+                continue;
+            };
+            if let Some(link) = self.links.get_mut(key) {
+                link.kill(core, key);
+            }
+        }
+    }
+
     /// When [`Self::end_stalled`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.check

@@ -316,6 +316,10 @@ impl Turn {
                 let done = Input::HandlerDone { id, result };
                 self.core.inputs.push_back(done);
             }
+            ToLoop::DiscardedSaved(id, result) => {
+                let saved = Input::DiscardedSaved { id, result };
+                self.core.inputs.push_back(saved);
+            }
             ToLoop::DialFailed { peer, reason } => {
                 self.core
                     .inputs

@@ -57,8 +57,13 @@ impl Resource {
                 continue;
             };
             let volume = request.volume;
+            let leaving = self.stopping.is_some() || self.evicting;
+            // Whatever became of the disk: who waits is told when the suspension ends.
+            if self.suspended.any() && !leaving {
+                return;
+            }
             let access = self.access(volume);
-            if access == Access::None || self.stopping.is_some() {
+            if access == Access::None || leaving {
                 // The disk went out of use while the write waited, or the resource is going down.
                 self.leave_gate(logged);
                 self.fail_unstarted(key);

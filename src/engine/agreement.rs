@@ -7,7 +7,7 @@
 use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
 use crate::generations::same;
 use crate::group::parks;
-use crate::handshake::{Amount, Context, Decision, Direction, Rule, Side, decide};
+use crate::handshake::{Amount, Decision, Direction, Rule, decide};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
 use crate::peer::{Phase, SyncStart};
@@ -30,11 +30,7 @@ impl Resource {
             incarnation: self.cfg.incarnation,
             last_seen_incarnation: self.peers[p].seen_incarnation,
             allow_two_primaries: options.allow_two_primaries,
-            after_sb: [
-                options.after_sb_0pri.name().to_string(),
-                options.after_sb_1pri.name().to_string(),
-                options.after_sb_2pri.name().to_string(),
-            ],
+            policies: options.policies.names(),
             reach: self.reach(),
             volumes: self
                 .volumes
@@ -75,6 +71,7 @@ impl Resource {
                 self.leader_appeared(p);
             }
         }
+        self.no_longer_outdated(p);
         let now = self.now;
         if let Some(link) = &mut self.peers[p].link {
             link.params = Some(params);
@@ -95,15 +92,7 @@ impl Resource {
                 ours.protocol, theirs.protocol
             ));
         }
-        if theirs.after_sb != ours.after_sb
-            || theirs.allow_two_primaries != ours.allow_two_primaries
-        {
-            return Err(
-                "the split-brain policies differ between the nodes; make the \
-                        configuration files equal and run `twinblk adjust` on both"
-                    .to_string(),
-            );
-        }
+        same_policies(&ours, theirs)?;
         let numbers = |v: &[VolumeParams]| v.iter().map(|v| v.volume).collect::<Vec<_>>();
         if numbers(&theirs.volumes) != numbers(&ours.volumes) {
             return Err("the nodes disagree on which volumes the resource has".to_string());
@@ -183,7 +172,8 @@ impl Resource {
     }
 
     fn is_drained(&self) -> bool {
-        self.started == 0
+        // What is done, and waits for its answer, is not under way.
+        self.started == self.held.len()
             && self.receivers_idle()
             && self.role_change.is_none()
             && self
@@ -197,13 +187,16 @@ impl Resource {
         let busy = matches!(self.reach(), Reach::SyncsFrom(n) if n != peer.node.0);
         Facts {
             role: self.role,
-            discard_my_data: peer.discard_my_data,
+            discard_my_data: peer.discard_my_data || peer.gives_up,
+            in_use: self.clients.len() > 0,
             dry_run: peer.dry_run.is_some(),
             volumes: self
                 .volumes
                 .iter()
-                .map(|v| VolumeFacts {
+                .enumerate()
+                .map(|(index, v)| VolumeFacts {
                     volume: v.id.0,
+                    parted_as_primary: self.parted_as_primary(index, p),
                     current: v.generations.current,
                     bitmap: v.generations.bitmap[peer.node.slot()],
                     history: v.generations.history().collect(),
@@ -251,26 +244,21 @@ impl Resource {
         else {
             return;
         };
-        let context = Context {
-            protocol: self.cfg.options.protocol,
-            allow_two_primaries: self.cfg.options.allow_two_primaries,
-            group: self.is_group(),
-        };
+        let context = self.handshake_context();
         let i_know_it = self.peers[p].seen_incarnation == params.incarnation;
         let it_knows_me = params.last_seen_incarnation == self.cfg.incarnation;
-        let decisions: Vec<Decision> = mine
-            .volumes
-            .iter()
-            .zip(&theirs.volumes)
-            .map(|(m, t)| {
-                let me = side(self.cfg.me.id, mine, m, i_know_it);
-                let peer = side(self.peers[p].node, theirs, t, it_knows_me);
+        let decisions: Vec<Decision> = (0..self.volumes.len())
+            .map(|v| {
+                let me = self.side(p, self.cfg.me.id, mine, v, i_know_it);
+                let peer = self.side(p, self.peers[p].node, theirs, v, it_knows_me);
                 decide(&me, &peer, &context)
             })
             .collect();
         if mine.dry_run || theirs.dry_run {
             return self.end_dry_run(p, &decisions);
         }
+        self.note_split_brain(p, &decisions);
+        self.call_split_brain_handlers(p, &decisions);
         let verdicts = self
             .volumes
             .iter()
@@ -324,6 +312,7 @@ impl Resource {
                 (Direction::None, _) => "no resync".to_string(),
                 (Direction::Later, _) => "no resync before another one is over".to_string(),
                 (Direction::Refuse, _) => "the connection would be refused".to_string(),
+                (Direction::Yield, _) => "one node would be demoted first".to_string(),
                 (side, amount) => {
                     let (from, to) = match side {
                         Direction::Source => (&self.cfg.me.name, &peer.name),
@@ -366,8 +355,10 @@ impl Resource {
             .iter()
             .find(|d| d.direction == Direction::Refuse)?;
         let peer = &mut self.peers[p];
-        peer.want = false;
+        peer.want = peer.want && may_retry(decisions);
         peer.discard_my_data = false;
+        peer.gives_up = false;
+        peer.save_to = None;
         let headline = if decision.split_brain {
             "split brain"
         } else {
@@ -378,7 +369,11 @@ impl Resource {
             text.push_str("; ");
             text.push_str(way_out);
         }
-        self.incident(Severity::Error, text.clone());
+        // One that is tried again and again is told once.
+        if self.peers[p].told_refusal != text {
+            self.peers[p].told_refusal.clone_from(&text);
+            self.incident(Severity::Error, text.clone());
+        }
         Some(text)
     }
 
@@ -404,17 +399,15 @@ impl Resource {
         if self.is_group() && told.as_ref() != Some(&self.my_facts(p)) {
             return self.renegotiate_peer(p, "what this node said in the handshake has changed");
         }
-        let Some(link) = &mut self.peers[p].link else {
-            return;
-        };
         if decisions.iter().any(|d| d.direction == Direction::Refuse) {
             // The peer has decided too, by itself and from the same facts: `link_lost` makes this
             // side stand alone.
-            return self.close_link(
-                p,
-                ConnState::StandAlone,
-                "the connection was refused".into(),
-            );
+            let state = if may_retry(&decisions) {
+                ConnState::TearDown
+            } else {
+                ConnState::StandAlone
+            };
+            return self.close_link(p, state, "the connection was refused".into());
         }
         let mirrored = verdicts.len() == decisions.len()
             && verdicts.iter().zip(&decisions).all(|(theirs, ours)| {
@@ -432,6 +425,12 @@ impl Resource {
             );
             return self.protocol_error(p, text);
         }
+        if self.yields(p, &decisions) {
+            return;
+        }
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
         let facts = link.facts.take();
         let params = link.params.clone();
         link.phase = Phase::Agreed;
@@ -446,10 +445,17 @@ impl Resource {
         let peer = &mut self.peers[p];
         peer.seen_incarnation = params.incarnation;
         peer.discard_my_data = false;
+        peer.gives_up = false;
+        if !decisions.iter().any(|d| d.split_brain) {
+            peer.split_brain = None;
+        }
+        peer.told_refusal.clear();
         let name = peer.name.clone();
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
         self.set_peer_role(p, facts.role, "told by the peer");
         self.peers[p].forget_told();
+        self.fence_met(p);
+        self.tell_resolved(p, decisions);
         for (v, decision) in decisions.iter().enumerate() {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
@@ -457,9 +463,12 @@ impl Resource {
                 continue;
             }
             self.adopt_size(p, v, &params.volumes[v]);
+            if !decision.split_brain && self.remember_role(v, p, self.role) {
+                self.commit(v, false, None);
+            }
             let equal = same(fact.current, self.volumes[v].generations.current);
             if self.is_group() && fact.crashed_primary && equal {
-                self.met_the_crashed_primary(v);
+                self.met_the_crashed_primary(p, v);
             }
             self.peers[p].volumes[v].lacks_current =
                 !same(fact.current, self.volumes[v].generations.current);
@@ -481,6 +490,7 @@ impl Resource {
                         DiskState::Outdated | DiskState::Consistent
                     ) && !self.is_group()
                     {
+                        self.all_fenced(v);
                         self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
                         self.set_disk(v, DiskState::UpToDate, decision.reason.clone());
                     }
@@ -502,9 +512,10 @@ impl Resource {
                     };
                     self.set_replication(p, v, state, &decision.reason);
                 }
-                Direction::Refuse => {}
+                Direction::Refuse | Direction::Yield => {}
             }
         }
+        self.peers[p].save_to = None;
         self.tell_state();
         for (v, decision) in decisions.iter().enumerate() {
             // Without a disk there the two were not compared.
@@ -565,6 +576,7 @@ impl Resource {
             && matches!(disk, DiskState::Outdated | DiskState::Consistent)
         {
             self.no_doubt(v);
+            self.all_fenced(v);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             let reason = "the peer is UpToDate and of the same generation".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);
@@ -578,25 +590,38 @@ impl Resource {
     }
 }
 
-fn side(node: crate::ids::NodeId, facts: &Facts, v: &VolumeFacts, knows: bool) -> Side {
-    Side {
-        node,
-        current: v.current,
-        bitmap: v.bitmap,
-        history: v.history.clone(),
-        toward: v.toward,
-        disk: v.disk,
-        role: facts.role,
-        dirty_bits: v.dirty_bits,
-        crashed_primary: v.crashed_primary,
-        same_incarnation_seen: knows,
-        full_bitmap: v.full_bitmap,
-        discard_my_data: facts.discard_my_data,
-        crashed_secondary: v.crashed_secondary,
-        busy: v.busy,
-        relies: v.relies,
-        relies_next: v.relies_next,
+/// Policies are compared by name: with different ones each would pick its own victim.
+fn same_policies(ours: &Params, theirs: &Params) -> Result<(), String> {
+    let names = [
+        "after-sb-0pri",
+        "after-sb-1pri",
+        "after-sb-2pri",
+        "rr-conflict",
+    ];
+    let both = ours.policies.iter().zip(&theirs.policies);
+    let differs = names.iter().zip(both).find(|(_, (o, t))| o != t);
+    if let Some((name, (here, there))) = differs {
+        return Err(format!(
+            "{name} is {here} here and {there} there; make the configuration files equal and run \
+             `twinblk adjust RES` on both nodes"
+        ));
     }
+    if theirs.allow_two_primaries != ours.allow_two_primaries {
+        return Err(
+            "allow-two-primaries differs between the nodes; make the configuration files equal and \
+             run `twinblk adjust RES` on both nodes"
+                .to_string(),
+        );
+    }
+    Ok(())
+}
+
+/// Nothing but what is tried again stands against the connection.
+fn may_retry(decisions: &[Decision]) -> bool {
+    let mut refused = decisions
+        .iter()
+        .filter(|d| d.direction == Direction::Refuse);
+    refused.all(|d| d.retry)
 }
 
 fn direction_number(direction: Direction) -> i8 {
@@ -607,6 +632,7 @@ fn direction_number(direction: Direction) -> i8 {
         Direction::Refuse => 2,
         // The same on both sides.
         Direction::Later => 3,
+        Direction::Yield => 4,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::metadata::open::Recovered;
 use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
 use crate::resource::{Op, Resource};
+use crate::states;
 use crate::volume::{Local, Waiter};
 use alloc::boxed::Box;
 use alloc::format;
@@ -152,7 +153,11 @@ impl Resource {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
+        self.doubt_at_start(v);
         self.doubt(v);
+        if self.volumes[v].disk == DiskState::Consistent {
+            self.volumes[v].was_current = false;
+        }
         if core::mem::take(&mut self.volumes[v].anew) {
             return self.compare_anew();
         }
@@ -420,6 +425,12 @@ impl Resource {
                     let p = self.live_peer(node, link);
                     self.size_taken(p, v);
                 }
+                Waiter::Outdated(id) => self.outdated(id),
+                Waiter::Left(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.left_outdated(p);
+                    }
+                }
                 Waiter::Repair(node, link) => {
                     if self.live_peer(node, link).is_some() {
                         self.repair_ready();
@@ -468,7 +479,10 @@ impl Resource {
                 // Its disk says Primary for ever; that this node is not is told to the peers.
                 Waiter::Demoted => self.demoted(),
                 Waiter::Stopped => self.stop_written(),
-                Waiter::Renegotiate(id, _) | Waiter::Measured(id, ..) | Waiter::Resized(id, ..) => {
+                Waiter::Renegotiate(id, _)
+                | Waiter::Outdated(id)
+                | Waiter::Measured(id, ..)
+                | Waiter::Resized(id, ..) => {
                     let refusal = crate::command::Refusal {
                         kind: crate::command::RefusalKind::NoDisk,
                         reason: reason.to_string(),
@@ -484,6 +498,11 @@ impl Resource {
                 // What is held is ended: the disk has failed.
                 Waiter::Following(node) => self.following(node),
                 Waiter::Detached => self.detached(v),
+                Waiter::Left(node, link) => {
+                    if let Some(p) = self.live_peer(node, link) {
+                        self.leave(p);
+                    }
+                }
                 Waiter::Attached
                 | Waiter::Serves(..)
                 | Waiter::ServesAgain
@@ -551,7 +570,16 @@ impl Resource {
         let old = core::mem::replace(&mut volume.disk, state);
         volume.disk_reason.clone_from(&reason);
         if old != state {
+            debug_assert!(
+                states::is_known(states::DISK_CHANGES, &old, &state),
+                "{old:?} to {state:?}: {reason}"
+            );
             volume.disk_since = now;
+            volume.was_current = match state {
+                DiskState::UpToDate => true,
+                DiskState::Consistent => volume.was_current,
+                _ => false,
+            };
             let id = volume.id;
             let severity = match state {
                 DiskState::Failed => Severity::Error,

@@ -60,6 +60,32 @@ impl Bitmap {
         &self.words
     }
 
+    /// A copy of the bits, to go back to. Where nothing is marked it takes no memory.
+    pub fn snapshot(&self) -> Vec<u64> {
+        let mut copy = vec![0; self.words.len()];
+        for (to, &from) in copy.iter_mut().zip(&self.words) {
+            if from != 0 {
+                *to = from;
+            }
+        }
+        copy
+    }
+
+    /// Makes the bits what they were; one of another size is not taken.
+    pub fn go_back_to(&mut self, snapshot: &[u64]) {
+        if snapshot.len() != self.words.len() {
+            return;
+        }
+        for (i, (word, &old)) in self.words.iter_mut().zip(snapshot).enumerate() {
+            if *word != old {
+                self.set = self.set - u64::from(word.count_ones()) + u64::from(old.count_ones());
+                *word = old;
+                let page = i / WORDS_PER_PAGE;
+                self.dirty[page / 64] |= 1 << (page % 64);
+            }
+        }
+    }
+
     /// Changes the volume's size; new blocks are clear.
     pub fn resize(&mut self, size: u64) {
         let bits = size.div_ceil(1 << self.shift);
@@ -318,6 +344,23 @@ impl Bitmap {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_was_merged_can_be_taken_back() {
+        let mut bitmap = Bitmap::new(1 << 30, 4096);
+        bitmap.set_bytes(0, 8192);
+        while bitmap.take_dirty_page(0).is_some() {}
+        let before = bitmap.snapshot();
+        bitmap.merge_run(1, 200_000);
+        while bitmap.take_dirty_page(0).is_some() {}
+        bitmap.go_back_to(&before);
+        assert_eq!(bitmap.marked(), [0, 1]);
+        assert_eq!(bitmap.count_set(), 2);
+        assert!(bitmap.has_dirty_pages(), "the disk hears of it");
+        let other = Bitmap::new(1 << 20, 4096).snapshot();
+        bitmap.go_back_to(&other);
+        assert_eq!(bitmap.count_set(), 2, "of another device");
+    }
 
     #[derive(Clone, Debug)]
     enum Step {

@@ -8,7 +8,7 @@
 
 use crate::event::{DiskState, ReplState, Role};
 use crate::generations::same;
-use crate::handshake::{Amount, Decision};
+use crate::handshake::{Amount, Decision, Direction};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, SendBody};
 use crate::resource::Resource;
@@ -29,6 +29,11 @@ impl Resource {
     /// The decision says resync: prepare.
     pub(crate) fn start_sync(&mut self, p: usize, v: usize, decision: &Decision) {
         let node = self.peers[p].node;
+        if decision.split_brain && decision.direction == Direction::Target {
+            let own = self.volumes[v].bitmap(node).map(|b| b.snapshot());
+            self.peers[p].volumes[v].start.own = own;
+            self.plan_save(p, v, decision);
+        }
         if decision.amount == Amount::Full {
             if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                 bitmap.set_all();
@@ -40,6 +45,20 @@ impl Resource {
             && link.bitmap_cursor.is_none()
         {
             link.bitmap_cursor = Some((v, 0));
+        }
+    }
+
+    /// The link is lost. A target of a split brain that has not begun yet marks again what it has changed
+    /// itself, and not what it was about to take: else the next handshake would see other numbers, and a
+    /// policy might choose the other node.
+    pub(crate) fn take_merged_back(&mut self, p: usize, v: usize) {
+        let node = self.peers[p].node;
+        let pv = &mut self.peers[p].volumes[v];
+        if pv.replication != ReplState::WFBitMapT || pv.start.committing {
+            return;
+        }
+        if let (Some(own), Some(bitmap)) = (pv.start.own.take(), self.volumes[v].bitmap_mut(node)) {
+            bitmap.go_back_to(&own);
         }
     }
 
@@ -135,8 +154,13 @@ impl Resource {
                     pv.start.committing = true;
                     self.name_resync(p, v);
                 }
+                (ReplState::WFBitMapT, Some(_)) if !self.is_saved(p, v) => continue,
                 (ReplState::WFBitMapT, Some(base)) => {
-                    pv.start.committing = true;
+                    if !self.resync_allowed(p) {
+                        continue;
+                    }
+                    self.peers[p].volumes[v].start.committing = true;
+                    self.peers[p].split_brain = None;
                     self.mark_for_others(p, v);
                     let others: Vec<_> = self.peers.iter().map(|x| x.node).collect();
                     let others = others.into_iter().filter(|&x| x != node);
@@ -151,6 +175,7 @@ impl Resource {
                     self.volumes[v]
                         .generations
                         .begin_target(node, base, toward, others);
+                    self.remember_role(v, p, self.role);
                     self.set_flags(v, MdFlags::CONSISTENT, false);
                     self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
                     let text = "resync target: not usable until the resync ends".to_string();
@@ -238,6 +263,10 @@ impl Resource {
             }
             ReplState::WFBitMapS if ready => {
                 self.set_peer_disk(p, v, DiskState::Inconsistent, "it is the resync target");
+                self.peers[p].split_brain = None;
+                if self.remember_role(v, p, self.role) {
+                    self.commit(v, false, None);
+                }
                 let reason = "sending what is out of sync";
                 self.set_replication(p, v, ReplState::SyncSource, reason);
                 self.begin_resync(p, v);

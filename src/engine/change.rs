@@ -311,6 +311,12 @@ impl Resource {
                 }
                 self.promotion_consent();
             }
+            (AskedWhat::Disconnect, None) if self.role == Role::Primary => {
+                // It answers when its disk says that it stays behind.
+                self.peers[p].fence.parted = true;
+                self.leave(p);
+            }
+            (AskedWhat::Disconnect, None) if self.outdates_before_leaving(p) => {}
             (AskedWhat::Disconnect, _) => self.leave(p),
             (AskedWhat::InvalidatePeer(id), None) => {
                 self.done(
@@ -454,13 +460,12 @@ impl Resource {
         self.peers[p].want = false;
         if self.role != Role::Primary && self.peers[p].role == Role::Primary {
             for v in 0..self.volumes.len() {
-                if self.volumes[v].disk == DiskState::UpToDate {
-                    self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
-                    let name = self.peers[p].name.clone();
-                    let why = format!("disconnected on purpose while {name} was Primary");
-                    self.set_disk(v, DiskState::Outdated, why);
-                    self.commit(v, true, None);
-                }
+                let name = self.peers[p].name.clone();
+                self.outdate(
+                    v,
+                    format!("disconnected on purpose while {name} was Primary"),
+                );
+                self.commit(v, true, None);
             }
         }
         if self.peers[p].link.is_some() {

@@ -13,8 +13,14 @@ pub enum Command {
         /// Declare the local data current, whatever is known of them.
         force: bool,
     },
+    /// Become Primary for a client that is about to open the export (`auto-promote`).
+    AutoPromote,
+    /// That client did not come.
+    AutoDemote,
     /// Become Secondary. Refused while a client holds the export.
     Secondary,
+    /// Become Secondary also when clients hold the export or I/O is suspended: they get errors.
+    SecondaryByForce,
     /// Connect to one peer or all.
     Connect {
         /// One peer, or all.
@@ -23,6 +29,13 @@ pub enum Command {
         discard_my_data: bool,
         /// Only tell what would happen.
         dry_run: bool,
+    },
+    /// Connect; in a split brain this node's changes shall be overwritten, but saved first.
+    DiscardSaving {
+        /// One peer, or all.
+        peer: Option<NodeId>,
+        /// File that is written on this node.
+        file: String,
     },
     /// Leave one peer or all and stay StandAlone.
     Disconnect {
@@ -60,6 +73,8 @@ pub enum Command {
         /// Both copies are declared equal: skip the initial sync.
         clear_bitmap: bool,
     },
+    /// Declare the local data older than another copy's.
+    Outdate,
     /// Let clients' requests wait.
     SuspendIo,
     /// Let them go on.
@@ -98,6 +113,8 @@ pub enum RefusalKind {
     NoDisk,
     /// Needs access to UpToDate data (exit 17).
     NoUpToDateData,
+    /// The disk is worse than Outdated (exit 18).
+    LowerThanOutdated,
     /// A client holds the export (exit 12).
     InUse,
     /// The peer said no (exit 13).

@@ -12,9 +12,10 @@
 use crate::input::RequestKind;
 use crate::output::{Output, ReplyError};
 use crate::remote::Access;
-use crate::request::{LocalPart, RequestKey, errno};
+use crate::request::{LocalPart, Request, RequestKey, errno};
 use crate::resource::Resource;
 use crate::transfer_log::Entry;
+use alloc::vec::Vec;
 use twinblk_protocol::control::Protocol;
 use twinblk_protocol::frame::{Header, Kind, flags};
 
@@ -91,13 +92,23 @@ impl Resource {
         };
         let remote = self.volumes[r.volume].remote.is_some();
         let failed = !self.volumes[r.volume].has_disk() && !remote;
+        let outdated = self.volumes[r.volume].disk == crate::event::DiskState::Outdated;
         let error = match r.local {
             LocalPart::NotStarted | LocalPart::InFlight => return,
             // Neither a generation nor a mark of a disk that failed can be relied upon: what was not
             // answered before is not answered with success.
+            _ if r.given_up => Some(ReplyError {
+                errno: errno::EIO,
+                text: "I/O was held back, and was given up by an order",
+            }),
             LocalPart::Done if failed => Some(ReplyError {
                 errno: errno::EIO,
                 text: "the local disk has failed",
+            }),
+            // Another node has gone on without this write.
+            LocalPart::Done if outdated => Some(ReplyError {
+                errno: errno::EIO,
+                text: "the local disk is Outdated: another node is Primary",
             }),
             LocalPart::Done => None,
             LocalPart::Failed(_) => Some(ReplyError {
@@ -114,9 +125,9 @@ impl Resource {
         // What the own copy lacks is confirmed only when the generations say so.
         let waits =
             remote && error.is_none() && !matches!(self.access(r.volume), Access::Remote(_));
-        if self.volumes[r.volume].bump_running || self.suspended.any() || waits {
-            self.held.push(key);
-            return;
+        let v = &self.volumes[r.volume];
+        if v.bump_running || v.bump_owed || self.suspended.any() || waits {
+            return self.hold(key);
         }
         if r.rest > 0 && error.is_none() {
             return self.next_part(key);
@@ -152,18 +163,45 @@ impl Resource {
         self.gated.push_back(key);
     }
 
+    /// The answer waits.
+    fn hold(&mut self, key: RequestKey) {
+        if let Some(r) = self.requests.get_mut(key)
+            && !core::mem::replace(&mut r.held, true)
+        {
+            self.held.push(key);
+        }
+    }
+
     /// The new generation is on the disk: what waited for it may be answered.
     pub(crate) fn release_held(&mut self) {
         for key in core::mem::take(&mut self.held) {
+            if let Some(r) = self.requests.get_mut(key) {
+                r.held = false;
+            }
             self.try_complete(key);
         }
     }
 
-    /// What waited for its answer gets an error.
-    pub(crate) fn fail_held(&mut self) {
-        for &key in &self.held {
+    /// What has not begun gets an error.
+    pub(crate) fn give_up_waiting(&mut self) {
+        let waits = |r: &Request| r.local == LocalPart::NotStarted;
+        let all = self.requests.iter().filter(|(_, r)| waits(r));
+        for key in all.map(|(key, _)| key).collect::<Vec<_>>() {
             if let Some(r) = self.requests.get_mut(key) {
-                r.local = LocalPart::Failed(errno::EIO);
+                r.given_up = true;
+            }
+        }
+        for v in 0..self.volumes.len() {
+            self.fail_gated(v);
+        }
+    }
+
+    /// What waits for its answer, or would when it is done, gets an error.
+    pub(crate) fn give_up_started(&mut self) {
+        let keys: Vec<RequestKey> = self.requests.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(r) = self.requests.get_mut(key) {
+                r.given_up = r.kind != RequestKind::Read;
             }
         }
     }

@@ -1,8 +1,9 @@
 //! What the engine must know of the configuration. Files and their syntax are the daemon's affair.
 
+use crate::fencing::Fencing;
 use crate::handler::HandlerSet;
 use crate::ids::{NodeId, VolumeId};
-use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri};
+use crate::split_brain::Policies;
 use crate::time::Duration;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -58,12 +59,12 @@ pub struct Options {
     pub al_extents: u32,
     /// `allow-two-primaries`; refused for now when true.
     pub allow_two_primaries: bool,
-    /// Policy after a split brain with no Primary.
-    pub after_sb_0pri: AfterSb0Pri,
-    /// Policy after a split brain with one Primary.
-    pub after_sb_1pri: AfterSb1Pri,
-    /// Policy after a split brain with two Primaries.
-    pub after_sb_2pri: AfterSb2Pri,
+    /// What is done when a peer is lost.
+    pub fencing: Fencing,
+    /// What gives way when copies have parted, or the roles stand against a resync.
+    pub policies: Policies,
+    /// Every copy that is given up in a split brain is saved first (`save-discarded-dir`).
+    pub save_discarded: bool,
     /// Handlers that are configured.
     pub handlers: HandlerSet,
     /// `on-io-error`.
@@ -88,9 +89,9 @@ impl Default for Options {
             resync_window: 4 << 20,
             al_extents: 1237,
             allow_two_primaries: false,
-            after_sb_0pri: AfterSb0Pri::Disconnect,
-            after_sb_1pri: AfterSb1Pri::Disconnect,
-            after_sb_2pri: AfterSb2Pri::Disconnect,
+            fencing: Fencing::default(),
+            policies: Policies::default(),
+            save_discarded: false,
             handlers: HandlerSet::default(),
             on_io_error: OnIoError::default(),
             on_no_data: OnNoData::default(),

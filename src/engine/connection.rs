@@ -1,11 +1,15 @@
 //! A link's life: up, frames in and out, liveness, down. The handshake on it is in
 //! [`crate::agreement`].
 
-use crate::event::{ConnState, DiskState, ReplState, Role, Severity, What};
+use crate::event::{ConnState, ReplState, Role, Severity, What};
+use crate::fencing::Caught;
+use crate::handler::{HandlerKind, Then};
 use crate::input::Body;
 use crate::output::{Channel, Output, SendBody};
 use crate::peer::{Link, Phase, SyncStart};
+use crate::peer_view::Views;
 use crate::resource::Resource;
+use crate::states;
 use crate::time::{Duration, Instant};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -58,6 +62,9 @@ impl Resource {
             granted: None,
             granted_to_me: None,
             asked: None,
+            was_outdated: Vec::new(),
+            ponged: 0,
+            before_resync: None,
             deferred: None,
         });
         peer.log.reset();
@@ -107,6 +114,7 @@ impl Resource {
         if self.peers[p].link.is_some() {
             self.say_goodbye(p, why, true);
             self.peers[p].renegotiates = true;
+            self.peers[p].fence.comes_back = true;
             self.link_lost(p, ConnState::TearDown, why.to_string());
             self.dial_now(p);
         }
@@ -128,6 +136,9 @@ impl Resource {
         let mut header = Header::new(Kind::Goodbye);
         if again {
             header.flags |= flags::AGAIN;
+        }
+        if self.peers[p].fence.leaves {
+            header.flags |= flags::OUTDATED;
         }
         self.out.push(Output::Send {
             peer,
@@ -155,10 +166,12 @@ impl Resource {
         let Some(link) = self.peers[p].link.take() else {
             return;
         };
-        let reason = match link.phase {
-            Phase::Verdicts => self.refusal(p, &link.decisions).unwrap_or(reason),
-            _ => reason,
+        let refused = match link.phase {
+            Phase::Verdicts => self.refusal(p, &link.decisions),
+            _ => None,
         };
+        let caught = self.contact_lost(p, &link, refused.is_some());
+        let reason = refused.unwrap_or(reason);
         let node = self.peers[p].node;
         let mut bump = vec![false; self.volumes.len()];
         let mut answered = Vec::new();
@@ -191,8 +204,11 @@ impl Resource {
             let target = self.peers[p].volumes[v].replication == ReplState::SyncTarget;
             let was = self.peers[p].volumes[v].replication;
             was_target |= target || was == ReplState::WFBitMapT;
+            self.take_merged_back(p, v);
+            self.cancel_save(p, v);
             self.set_replication(p, v, ReplState::Off, &reason);
-            self.set_peer_disk(p, v, DiskState::DUnknown, &reason);
+            let state = self.lost_disk_state(p, v);
+            self.set_peer_disk(p, v, state, &reason);
             self.drop_resync(p, v);
             self.drop_verify(p, v, &reason);
             self.volumes[v].resize_to = None;
@@ -202,9 +218,12 @@ impl Resource {
             if target {
                 // Keep the progress of the interrupted resync.
                 self.commit(v, true, None);
+                let (kind, id) = (HandlerKind::AfterResyncTarget, self.volumes[v].id);
+                self.call_handler(kind, Some(p), Some(id), Then::Nothing);
             }
         }
         self.peers[p].forget_told();
+        self.peers[p].views = Views::default();
         self.set_peer_role(p, Role::Unknown, &reason);
         for (v, bump) in bump.into_iter().enumerate() {
             // It may have followed a generation that it has not confirmed.
@@ -212,7 +231,9 @@ impl Resource {
                 && self.peers[p].volumes[v].lacks_current;
             let bump = bump && !crate::sabotage::is(crate::sabotage::Mistake::NoNewGeneration);
             if bump && !behind && self.role == Role::Primary {
-                if self.volumes[v].bump_running {
+                if caught != Caught::Answered {
+                    self.volumes[v].bump_owed = caught == Caught::Wait;
+                } else if self.volumes[v].bump_running {
                     self.volumes[v].bump_again = true;
                 } else {
                     self.start_new_generation(v);
@@ -222,6 +243,11 @@ impl Resource {
             self.bump_progress(v);
         }
         for key in answered {
+            if caught == Caught::Failed
+                && let Some(r) = self.requests.get_mut(key)
+            {
+                r.given_up = true;
+            }
             self.peer_part_done(key, p);
         }
         if link.leads {
@@ -335,6 +361,7 @@ impl Resource {
                 return self.send(p, Channel::Control, pong, SendBody::None);
             }
             Kind::Pong => {
+                link.ponged = link.ponged.max(header.seq);
                 if link.ping.is_some_and(|(seq, _)| seq == header.seq) {
                     link.ping = None;
                 }
@@ -355,9 +382,12 @@ impl Resource {
                     peer: node,
                     reason: text.clone(),
                 });
-                self.peers[p].renegotiates = header.flags & flags::AGAIN != 0;
+                let again = header.flags & flags::AGAIN != 0;
+                self.peers[p].renegotiates = again;
+                self.peers[p].fence.comes_back = again;
+                self.peers[p].fence.parted = header.flags & flags::OUTDATED != 0;
                 self.link_lost(p, ConnState::TearDown, text);
-                if header.flags & flags::AGAIN != 0 {
+                if again {
                     self.dial_now(p);
                 }
             }
@@ -496,6 +526,10 @@ impl Resource {
             peer.since = self.now;
         }
         if old != state {
+            debug_assert!(
+                states::is_known(states::CONNECTION_CHANGES, &old, &state),
+                "{old:?} to {state:?}: {reason}"
+            );
             let severity = match state {
                 ConnState::Connected | ConnState::Connecting => Severity::Info,
                 _ => Severity::Warning,

@@ -11,7 +11,7 @@ use crate::metadata::superblock::{MdFlags, PeerFlags};
 use crate::peer::Peer;
 use crate::resource::Resource;
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 impl Resource {
@@ -33,7 +33,20 @@ impl Resource {
 
     /// Another survivor may have more than this copy: it is not served before they have met.
     pub(crate) fn doubt(&mut self, v: usize) {
-        if self.volumes[v].disk != DiskState::UpToDate || !self.is_unreconciled(v) {
+        if self.volumes[v].disk != DiskState::UpToDate {
+            return;
+        }
+        let unfenced = self.peers.iter().find(|x| x.volumes[v].unfenced);
+        if let (Some(peer), false) = (unfenced, self.is_unreconciled(v)) {
+            let reason = format!(
+                "{} may have gone on without this copy: it counts as current when they have met, or \
+                 when {} is fenced",
+                peer.name, peer.name
+            );
+            self.set_disk(v, DiskState::Consistent, reason);
+            return self.tell_state();
+        }
+        if !self.is_unreconciled(v) {
             return;
         }
         let names: Vec<&str> = self
@@ -59,8 +72,20 @@ impl Resource {
 
     /// This copy and the peer's were compared and are in step, or will be when a resync ends.
     pub(crate) fn reconciled(&mut self, p: usize, v: usize) {
+        self.peers[p].volumes[v].unfenced = false;
         if !self.is_group() {
-            return self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+            self.set_flags(v, MdFlags::CRASHED_PRIMARY, false);
+            // There is no third that could have anything newer.
+            if matches!(
+                self.volumes[v].disk,
+                DiskState::Consistent | DiskState::Outdated
+            ) {
+                self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
+                let reason = "both copies were compared, and are of one generation".to_string();
+                self.set_disk(v, DiskState::UpToDate, reason);
+                self.tell_state();
+            }
+            return;
         }
         let in_step = |x: &Peer| x.volumes[v].mirrors();
         if self.peers.iter().all(in_step) {
@@ -68,18 +93,34 @@ impl Resource {
         }
         let node = self.peers[p].node;
         self.set_peer_flag(v, node, PeerFlags::UNRECONCILED, false);
-        if self.volumes[v].disk == DiskState::Consistent && !self.is_unreconciled(v) {
-            let reason = "all that may have got more from the lost Primary were met".to_string();
+        let reason = "all that may have got more from the lost Primary were met".to_string();
+        self.no_more_doubt(v, reason);
+    }
+
+    /// Nothing is left that speaks against this copy, if so: it is current.
+    pub(crate) fn no_more_doubt(&mut self, v: usize, reason: String) {
+        let unfenced = self.peers.iter().any(|x| x.volumes[v].unfenced);
+        let doubted = unfenced || self.is_unreconciled(v);
+        if self.volumes[v].disk == DiskState::Consistent && !doubted {
             self.set_disk(v, DiskState::UpToDate, reason);
             self.tell_state();
         }
     }
 
+    /// A copy that is current is in step with this one: nobody has gone on without either.
+    pub(crate) fn all_fenced(&mut self, v: usize) {
+        for peer in &mut self.peers {
+            peer.volumes[v].unfenced = false;
+        }
+    }
+
     /// The Primary that crashed is back, at the generation of this copy: it did not go on without it, for
     /// that would have begun a new one.
-    pub(crate) fn met_the_crashed_primary(&mut self, v: usize) {
+    pub(crate) fn met_the_crashed_primary(&mut self, p: usize, v: usize) {
         self.no_doubt(v);
-        if self.volumes[v].disk == DiskState::Consistent {
+        self.peers[p].volumes[v].unfenced = false;
+        let unfenced = self.peers.iter().any(|x| x.volumes[v].unfenced);
+        if self.volumes[v].disk == DiskState::Consistent && !unfenced {
             let reason = "the Primary is back, and did not go on without this copy".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);
         }

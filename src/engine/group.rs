@@ -118,6 +118,8 @@ impl Resource {
             link.parked = true;
             link.frozen_at = None;
         }
+        self.no_longer_outdated(p);
+        self.fence_met(p);
         let name = self.peers[p].name.clone();
         if core::mem::take(&mut self.peers[p].discard_my_data) {
             // An order for a moment, not for the day on which the Primary is lost.

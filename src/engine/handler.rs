@@ -4,7 +4,7 @@
 //! with a time limit and tells what came of it ([`crate::input::Input::HandlerDone`]). A program that
 //! is missing, hangs or dies is an answer too: no change, and it is stated. Every run is an event.
 
-use crate::event::Severity;
+use crate::event::{ConnState, Severity};
 use crate::ids::{HandlerId, NodeId, VolumeId};
 use crate::output::Output;
 use crate::resource::Resource;
@@ -106,6 +106,10 @@ pub(crate) enum Then {
     Nothing,
     /// The peers are told that a disk has failed.
     DiskFailed(VolumeId),
+    /// It was to fence the peer: the number of the run.
+    Fence(u64),
+    /// It allows the resync onto this node's disk, or does not: number of the link.
+    BeforeResync(u64),
 }
 
 /// A run under way.
@@ -145,19 +149,63 @@ impl Resource {
         let Some(call) = self.handlers.remove(Key::from_raw(id.0)) else {
             return;
         };
-        let name = call.kind.name();
-        let (severity, what) = match result {
-            HandlerResult::Exited(code) => (Severity::Info, format!("exit code {code}")),
-            HandlerResult::Broken(why) => (Severity::Error, why.clone()),
-        };
-        let toward = call
+        let peer = call
             .peer
-            .and_then(|node| self.peers.iter().find(|p| p.node == node))
-            .map_or(String::new(), |p| format!(" ({})", p.name));
-        self.incident(severity, format!("handler {name}{toward}: {what}"));
-        match call.then {
-            Then::Nothing => {}
-            Then::DiskFailed(volume) => self.tell_disk_failed(volume),
+            .and_then(|node| self.peers.iter().position(|p| p.node == node));
+        match (call.then, peer) {
+            (Then::Fence(run), Some(p)) => self.fence_answered(p, run, result),
+            (Then::BeforeResync(link), Some(p)) => self.before_resync_done(p, link, result),
+            (Then::DiskFailed(volume), _) => self.tell_disk_failed(volume),
+            _ => {
+                if let HandlerResult::Broken(why) = result {
+                    let text = format!("the handler {} {why}; nothing follows", call.kind.name());
+                    self.incident(Severity::Warning, text);
+                }
+            }
         }
+    }
+
+    /// Whether the resync onto this disk may begin: the handler `before-resync-target` is asked, once per
+    /// connection.
+    pub(crate) fn resync_allowed(&mut self, p: usize) -> bool {
+        let Some(link) = &mut self.peers[p].link else {
+            return false;
+        };
+        if let Some(allowed) = link.before_resync {
+            return allowed;
+        }
+        link.before_resync = Some(false);
+        let then = Then::BeforeResync(link.number);
+        let asked = self.call_handler(HandlerKind::BeforeResyncTarget, Some(p), None, then);
+        if let (false, Some(link)) = (asked, &mut self.peers[p].link) {
+            link.before_resync = Some(true);
+        }
+        !asked
+    }
+
+    /// `before-resync-target` has ended. Whoever prepares a resync (by a snapshot) and fails must not be
+    /// passed over, and must not be asked again and again either.
+    fn before_resync_done(&mut self, p: usize, number: u64, result: &HandlerResult) {
+        let Some(link) = &mut self.peers[p].link else {
+            return;
+        };
+        if link.number != number {
+            return;
+        }
+        let why = match result {
+            HandlerResult::Exited(0) => {
+                link.before_resync = Some(true);
+                return self.sync_start_progress(p);
+            }
+            HandlerResult::Exited(code) => format!("exit code {code}"),
+            HandlerResult::Broken(why) => why.clone(),
+        };
+        let text = format!(
+            "the handler before-resync-target refused the resync onto this node ({why}); when it is \
+             mended: `twinblk connect RES`"
+        );
+        self.incident(Severity::Error, text.clone());
+        self.peers[p].want = false;
+        self.close_link(p, ConnState::StandAlone, text);
     }
 }

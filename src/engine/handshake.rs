@@ -8,26 +8,32 @@
 //!    reconciled: such copies are reconciled by bitmap whatever the generations say;
 //! 2. never UpToDate on both sides with an out-of-sync count above zero.
 //!
-//! Nothing is ever overwritten on a guess: a split brain takes the order `discard_my_data`, and a
-//! refusal always names a command that leads out of it. The rules are in [`Rule`], in order, and as
+//! Nothing is ever overwritten on a guess: a split brain takes the order `discard_my_data` or a
+//! configured policy ([`policies`]), and a refusal always names a command that leads out of it. The rules are in [`Rule`], in order, and as
 //! a table in `docs/handshake.md`.
 
+mod policies;
 mod rule;
 mod words;
 
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod policies_tests;
+#[cfg(test)]
 mod stories_tests;
 #[cfg(test)]
 mod tests;
 
+pub use policies::{Demotion, Policy, Settled};
 pub use rule::Rule;
 
 use crate::generations::{is_created, same};
 use crate::ids::NodeId;
+use crate::split_brain::{Policies, RrConflict};
 use alloc::string::String;
 use alloc::vec::Vec;
+use policies::resolve_split_brain;
 use twinblk_protocol::control::{DiskState, Protocol, Role};
 
 /// The facts of one side, about one volume, as seen towards the other side.
@@ -55,7 +61,8 @@ pub struct Side {
     pub crashed_primary: bool,
     /// The other's incarnation is the one it was last connected with.
     pub same_incarnation_seen: bool,
-    /// The administrator gave up this copy: `connect --discard-my-data`.
+    /// The administrator gave up this copy: `connect --discard-my-data`; or a policy did, and the node
+    /// has stopped being Primary for it.
     pub discard_my_data: bool,
     /// It went down while it followed a Primary, and has not reconciled since (three and more nodes).
     pub crashed_secondary: bool,
@@ -66,6 +73,13 @@ pub struct Side {
     pub relies: u64,
     /// … or this one, which it was told to begin; 0: none.
     pub relies_next: u64,
+    /// Bytes marked for the other side, of all volumes of the resource: so much it has changed since
+    /// the two parted, at most.
+    pub changed: u64,
+    /// It was Primary when the two lost contact.
+    pub parted_as_primary: bool,
+    /// A client holds its export.
+    pub in_use: bool,
 }
 
 impl Side {
@@ -133,8 +147,7 @@ impl Side {
     }
 }
 
-/// Settings both nodes share. (The split-brain policies will come here; see
-/// [`crate::split_brain`].)
+/// Settings both nodes share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
     /// Replication protocol of the connection.
@@ -143,6 +156,8 @@ pub struct Context {
     pub allow_two_primaries: bool,
     /// The resource has more than two nodes: what these two lack a third may have.
     pub group: bool,
+    /// Policies after a split brain and for conflicts of roles.
+    pub policies: Policies,
 }
 
 /// What becomes of the node that asked.
@@ -159,6 +174,8 @@ pub enum Direction {
     Later,
     /// No connection.
     Refuse,
+    /// No connection yet: one side gives up its role first ([`Settled`]), then both talk anew.
+    Yield,
 }
 
 impl Direction {
@@ -200,8 +217,13 @@ pub struct Decision {
     pub reason: String,
     /// For a refusal the command that leads out of it. `RES` stands for the resource's name.
     pub way_out: Option<String>,
-    /// Both copies have changed independently. Together with a direction: an order resolved it.
+    /// Both copies have changed independently. Together with a direction: an order or a policy resolved
+    /// it.
     pub split_brain: bool,
+    /// The policy that decided who gives way.
+    pub settled: Option<Settled>,
+    /// Refused for now: try again without being told to.
+    pub retry: bool,
     /// The first side's bitmap UUID is left over from a resync whose end was confirmed on one side
     /// only; clear it (the old value goes to the history).
     pub finish_leftover: bool,
@@ -215,6 +237,7 @@ pub fn decide(me: &Side, peer: &Side, ctx: &Context) -> Decision {
         direction,
         amount,
         split_brain,
+        settled,
         ..
     } = judgement;
     Decision {
@@ -224,6 +247,10 @@ pub fn decide(me: &Side, peer: &Side, ctx: &Context) -> Decision {
         reason: words::reason(me, peer, ctx, &judgement),
         way_out: words::way_out(me, peer, &judgement),
         split_brain,
+        settled,
+        retry: direction == Direction::Refuse
+            && rule == Rule::RoleConflict
+            && ctx.policies.conflict == RrConflict::RetryConnect,
         finish_leftover: finish_leftover(me, &judgement),
     }
 }
@@ -237,6 +264,7 @@ struct Judgement {
     split_brain: bool,
     /// What the generations said before disk states and roles overruled it.
     overruled: Option<(Rule, Direction)>,
+    settled: Option<Settled>,
 }
 
 impl Judgement {
@@ -247,6 +275,7 @@ impl Judgement {
             amount,
             split_brain: false,
             overruled: None,
+            settled: None,
         }
     }
 
@@ -377,7 +406,7 @@ fn by_generations(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
     }
     if behind.0 {
         // Each is the other's base: neither is the newer one.
-        return resolve_split_brain(me, peer, Rule::HistoryBoth, Amount::Full);
+        return resolve_split_brain(me, peer, ctx, Rule::HistoryBoth, Amount::Full);
     }
     let older = (peer.remembers(me.current), me.remembers(peer.current));
     if older.0 != older.1 {
@@ -396,13 +425,13 @@ fn by_generations(me: &Side, peer: &Side, ctx: &Context) -> Judgement {
         return Judgement::new(Rule::UnfinishedResync, direction, Amount::Full);
     }
     if !is_created(me.bitmap) && same(me.bitmap, peer.bitmap) {
-        return resolve_split_brain(me, peer, Rule::BitmapBoth, Amount::Bitmap);
+        return resolve_split_brain(me, peer, ctx, Rule::BitmapBoth, Amount::Bitmap);
     }
     if me
         .known()
         .any(|mine| peer.known().any(|theirs| same(mine, theirs)))
     {
-        return resolve_split_brain(me, peer, Rule::HistoryBoth, Amount::Full);
+        return resolve_split_brain(me, peer, ctx, Rule::HistoryBoth, Amount::Full);
     }
     Judgement::refuse(Rule::Unrelated)
 }
@@ -463,30 +492,9 @@ fn prefer(me: bool, peer: bool) -> Option<bool> {
     (me != peer).then_some(me)
 }
 
-/// The one place where a split brain is resolved. For now only by order; the configured policies
-/// (`crate::split_brain::Policies`) would be asked here, before the refusal.
-fn resolve_split_brain(me: &Side, peer: &Side, rule: Rule, amount: Amount) -> Judgement {
-    let refused = Judgement {
-        split_brain: true,
-        ..Judgement::refuse(rule)
-    };
-    let Some(i_am_victim) = prefer(me.discard_my_data, peer.discard_my_data) else {
-        return refused;
-    };
-    let (victim, source) = if i_am_victim { (me, peer) } else { (peer, me) };
-    if victim.is_primary() || source.is_inconsistent() {
-        return refused;
-    }
-    Judgement {
-        direction: Direction::source_if(!i_am_victim),
-        amount,
-        ..refused
-    }
-}
-
 /// Second step: an Inconsistent disk is never a source.
 fn by_disk_states(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
-    if judgement.direction == Direction::Refuse {
+    if matches!(judgement.direction, Direction::Refuse | Direction::Yield) {
         return judgement;
     }
     let must = match (me.is_inconsistent(), peer.is_inconsistent()) {
@@ -521,7 +529,7 @@ fn by_disk_states(me: &Side, peer: &Side, judgement: Judgement) -> Judgement {
 /// Third step: never two writers, never a resync under a Primary in use.
 fn by_roles(me: &Side, peer: &Side, ctx: &Context, judgement: Judgement) -> Judgement {
     let target = match judgement.direction {
-        Direction::Refuse | Direction::Later => return judgement,
+        Direction::Refuse | Direction::Later | Direction::Yield => return judgement,
         Direction::None => None,
         Direction::Source => Some(peer),
         Direction::Target => Some(me),
@@ -544,7 +552,8 @@ fn by_roles(me: &Side, peer: &Side, ctx: &Context, judgement: Judgement) -> Judg
     if target.is_inconsistent() && (!was_source || same(me.current, peer.current)) {
         return judgement;
     }
-    judgement.overrule(Rule::RoleConflict, Direction::Refuse, Amount::Nothing)
+    let refused = judgement.overrule(Rule::RoleConflict, Direction::Refuse, Amount::Nothing);
+    policies::conflict(target, ctx, refused)
 }
 
 fn finish_leftover(me: &Side, judgement: &Judgement) -> bool {

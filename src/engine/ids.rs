@@ -45,6 +45,10 @@ pub struct OpId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HandlerId(pub u64);
 
+/// The saving of a copy that is given up, as the engine numbered it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SaveId(pub u64);
+
 /// A buffer of the driver's pool. The engine never looks into it; it only says when it is done
 /// with it ([`crate::output::Output::ReleaseBuf`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,7 +3,7 @@
 
 use crate::command::Command;
 use crate::handler::HandlerResult;
-use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, VolumeId};
+use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, SaveId, VolumeId};
 use crate::metadata::open::Recovered;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -164,6 +164,13 @@ pub enum Input {
         id: HandlerId,
         /// What came of it.
         result: HandlerResult,
+    },
+    /// What was to be saved is durable in this file, or cannot be saved, in words.
+    DiscardedSaved {
+        /// Which.
+        id: SaveId,
+        /// What came of it.
+        result: Result<String, String>,
     },
     /// Time passed (a deadline the engine asked for has come).
     Tick,

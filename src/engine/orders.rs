@@ -46,14 +46,25 @@ impl Resource {
             return self.done(id, refuse(RefusalKind::State, text, &way_out));
         }
         match command {
-            Command::Primary { force } => self.promote(id, force),
+            Command::Primary { force } => {
+                // Whoever orders it wants it to stay so.
+                self.promoted_by_order();
+                self.promote(id, force);
+            }
+            Command::AutoPromote => self.auto_promote(id),
+            Command::AutoDemote => self.auto_demote(id),
             Command::Secondary => self.demote(Some(id)),
+            Command::SecondaryByForce => self.demote_by_force(id),
+            Command::Outdate => self.order_outdate(id),
             Command::Connect {
                 peer,
                 discard_my_data,
                 dry_run,
             } => {
-                self.order_connect(id, peer, discard_my_data, dry_run);
+                self.order_connect(id, peer, discard_my_data, dry_run, None);
+            }
+            Command::DiscardSaving { peer, file } => {
+                self.order_connect(id, peer, true, false, Some(file));
             }
             Command::Disconnect { peer } => self.order_disconnect(id, peer),
             Command::Invalidate => self.order_invalidate(id),
@@ -66,7 +77,9 @@ impl Resource {
             Command::SuspendIo => self.order_suspend(id),
             Command::ResumeIo => self.order_resume(id),
             Command::SetOptions(options) => {
+                let fencing = self.cfg.options.fencing;
                 self.cfg.options = *options;
+                self.fencing_changed(fencing);
                 self.done(id, Ok(String::new()));
             }
             Command::Stop { force } => self.order_stop(id, force),
@@ -99,7 +112,14 @@ impl Resource {
         Ok(chosen)
     }
 
-    fn order_connect(&mut self, id: CommandId, peer: Option<NodeId>, discard: bool, dry_run: bool) {
+    fn order_connect(
+        &mut self,
+        id: CommandId,
+        peer: Option<NodeId>,
+        discard: bool,
+        dry_run: bool,
+        save_to: Option<String>,
+    ) {
         let chosen = match self.chosen_peers(peer) {
             Ok(chosen) => chosen,
             Err(refusal) => return self.done(id, Err(refusal)),
@@ -145,6 +165,11 @@ impl Resource {
                 continue;
             }
             self.peers[p].discard_my_data = discard;
+            self.peers[p].gives_up = false;
+            self.peers[p].save_to.clone_from(&save_to);
+            if let Some(file) = &save_to {
+                text.push_str(&format!("what is overwritten is saved to {file} first\n"));
+            }
             if discard {
                 let node = self.peers[p].node;
                 let bytes: u64 = self.volumes.iter().map(|v| v.out_of_sync(node)).sum();
@@ -167,6 +192,7 @@ impl Resource {
         };
         for p in chosen {
             self.peers[p].want = false;
+            self.peers[p].gives_up = false;
             self.part(p);
         }
         self.leaving.push(id);
@@ -309,6 +335,7 @@ impl Resource {
             written: false,
             left: 0,
         });
+        self.forget_waiting_promotion();
         self.fail_suspended("the resource goes down");
         self.thaw();
         while let Some(key) = self.logged.pop_front().or_else(|| self.gated.pop_front()) {
@@ -414,6 +441,7 @@ impl Resource {
                 "connect to the Primary, or promote this node",
             );
         }
+        self.auto_opened();
         Ok(ClientId(self.clients.insert(Client { name: client }).raw()))
     }
 

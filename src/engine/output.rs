@@ -4,7 +4,8 @@
 use crate::command::CommandResult;
 use crate::event::Event;
 use crate::handler::HandlerKind;
-use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, VolumeId};
+use crate::ids::{BufId, CommandId, HandlerId, NodeId, OpId, ReqTag, SaveId, VolumeId};
+use crate::save_discarded::SaveDiscarded;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -203,6 +204,8 @@ pub enum Output {
         /// What came of it.
         result: CommandResult,
     },
+    /// Close all clients' connections; what is under way for them may still be answered.
+    CloseClients,
     /// Run a handler that is configured; the answer is [`crate::input::Input::HandlerDone`].
     Handler {
         /// Comes back in the answer.
@@ -213,6 +216,14 @@ pub enum Output {
         peer: Option<NodeId>,
         /// The volume it is about.
         volume: Option<VolumeId>,
+    },
+    /// Save what is on these blocks of a disk that nothing writes to, durably; the answer is
+    /// [`crate::input::Input::DiscardedSaved`].
+    SaveDiscarded(Box<SaveDiscarded>),
+    /// That is not needed any more; no answer is needed either.
+    CancelSave {
+        /// Which.
+        id: SaveId,
     },
     /// Something happened that a person or a script may want to know.
     Event(Event),

@@ -3,11 +3,15 @@
 
 use crate::epoch_receiver::EpochReceiver;
 use crate::event::{ConnState, DiskState, ReplState, Role};
+use crate::fencing::Fence;
 use crate::group::Members;
 use crate::handshake::Decision;
 use crate::ids::{CommandId, NodeId, VolumeId};
+use crate::peer_view::Views;
 use crate::request::RequestKey;
 use crate::resync::Resync;
+use crate::save_discarded::Saving;
+use crate::status::SplitBrain;
 use crate::time::Instant;
 use crate::transfer_log::TransferLog;
 use crate::unsettled::Unsettled;
@@ -68,6 +72,12 @@ pub(crate) struct Link {
     pub(crate) granted_to_me: Option<u64>,
     /// Something we asked the peer for.
     pub(crate) asked: Option<Asked>,
+    /// By volume: the peer was known to be outdated when this link came up.
+    pub(crate) was_outdated: Vec<bool>,
+    /// Sequence number of the last pong.
+    pub(crate) ponged: u64,
+    /// The handler `before-resync-target` was asked on this connection; whether it has allowed it.
+    pub(crate) before_resync: Option<bool>,
     /// A request of the peer that waits until everything it sent before is on the disk.
     pub(crate) deferred: Option<(u64, twinblk_protocol::control::Change)>,
 }
@@ -109,6 +119,10 @@ pub(crate) struct SyncStart {
     pub(crate) ready: bool,
     /// Source's current UUID when its metadata were ready: what the target is brought to.
     pub(crate) toward: u64,
+    /// Target in a split brain: what it has changed itself, before the source's marks were merged in.
+    pub(crate) own: Option<Vec<u64>>,
+    /// Whether what is given up has to be saved first.
+    pub(crate) saving: Saving,
     /// Base generation the peer told.
     pub(crate) peer_base: Option<u64>,
 }
@@ -118,6 +132,8 @@ pub(crate) struct SyncStart {
 pub(crate) struct PeerVolume {
     pub(crate) id: VolumeId,
     pub(crate) replication: ReplState,
+    /// Since when.
+    pub(crate) since: Instant,
     pub(crate) disk: DiskState,
     pub(crate) start: SyncStart,
     pub(crate) resync: Option<Resync>,
@@ -142,6 +158,8 @@ pub(crate) struct PeerVolume {
     pub(crate) ack_due: Option<Instant>,
     /// Who is in step, as the peer was told last.
     pub(crate) told: Option<Members>,
+    /// Under a fencing policy: this peer may have gone on, or go on, without this copy.
+    pub(crate) unfenced: bool,
     /// What it is to be told when all writes up to this tag are stable everywhere.
     pub(crate) to_tell: Option<(Members, u64)>,
 }
@@ -175,6 +193,14 @@ pub(crate) struct Peer {
     /// The peer's incarnation at the last agreed connection, 0 = none in this life.
     pub(crate) seen_incarnation: u64,
     pub(crate) discard_my_data: bool,
+    /// A policy gave this node's copy up, and it stopped being Primary for that.
+    pub(crate) gives_up: bool,
+    /// If this node's copy is given up in the next handshake, it is saved to this file first.
+    pub(crate) save_to: Option<String>,
+    /// The refusal that was told last.
+    pub(crate) told_refusal: String,
+    /// The split brain found when the two met last, while it is not resolved.
+    pub(crate) split_brain: Option<SplitBrain>,
     pub(crate) dry_run: Option<(CommandId, Instant)>,
     /// What `want` and `discard_my_data` were before a dry run, which must leave no trace.
     pub(crate) before_dry_run: (bool, bool),
@@ -190,12 +216,16 @@ pub(crate) struct Peer {
     pub(crate) settling: VecDeque<u64>,
     pub(crate) settled: u64,
     pub(crate) settled_told: u64,
+    /// What both ends see of each other.
+    pub(crate) views: Views,
     /// Ranges the peer asked to have the digests of.
     pub(crate) asked_ranges: usize,
     /// Reads of this node's copy for clients of the peer.
     pub(crate) reads_served: usize,
     /// The link that is about to go is replaced at once: the generations are compared anew.
     pub(crate) renegotiates: bool,
+    /// What is done to make sure that it cannot be promoted.
+    pub(crate) fence: Fence,
 }
 
 impl Peer {
@@ -215,6 +245,7 @@ impl Peer {
                 .map(|&id| PeerVolume {
                     id,
                     replication: ReplState::Off,
+                    since: Instant::default(),
                     disk: DiskState::DUnknown,
                     start: SyncStart::default(),
                     resync: None,
@@ -228,11 +259,16 @@ impl Peer {
                     serves: false,
                     ack_due: None,
                     told: None,
+                    unfenced: false,
                     to_tell: None,
                 })
                 .collect(),
             seen_incarnation: 0,
             discard_my_data: false,
+            gives_up: false,
+            save_to: None,
+            told_refusal: String::new(),
+            split_brain: None,
             dry_run: None,
             before_dry_run: (false, false),
             log: TransferLog::default(),
@@ -243,9 +279,11 @@ impl Peer {
             settling: VecDeque::new(),
             settled: 0,
             settled_told: 0,
+            views: Views::default(),
             asked_ranges: 0,
             reads_served: 0,
             renegotiates: false,
+            fence: Fence::default(),
         }
     }
 

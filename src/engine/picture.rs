@@ -15,6 +15,10 @@ impl Resource {
             node: self.cfg.me.id,
             node_name: self.cfg.me.name.clone(),
             role: self.role,
+            role_since: self.role_since,
+            // What the peers said last counts: nobody is asked.
+            may_promote: self.may_promote(false, true),
+            may_demote: self.may_demote(),
             suspended: self.gate_closed().map(ToString::to_string),
             suspended_for: self.suspended,
             open_clients: self.clients.iter().map(|(_, c)| c.name.clone()).collect(),
@@ -25,6 +29,7 @@ impl Resource {
                     volume: v.id,
                     disk: v.disk,
                     reason: v.disk_reason.clone(),
+                    since: v.disk_since,
                     size: v.size(),
                     block_size: v.block_size,
                     current_uuid: v.generations.current,
@@ -55,6 +60,8 @@ impl Resource {
             since: peer.since,
             unsent: peer.unsent(),
             transfer_log: peer.log.len() as u64,
+            disagreement: peer.views.disagreement(now).map(ToString::to_string),
+            split_brain: peer.split_brain.clone(),
             volumes: peer
                 .volumes
                 .iter()
@@ -76,6 +83,9 @@ impl Resource {
                             different: run.different,
                         }),
                         verified: pv.verified.clone(),
+                        since: pv.since,
+                        seen_by_peer: peer.views.of_volume(pv.id.0),
+                        standstill: self.standstill(p, v),
                     }
                 })
                 .collect(),

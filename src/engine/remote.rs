@@ -1,7 +1,7 @@
 //! A Primary without a current copy of its own: its disk failed, was detached, or is being brought up
 //! to date. Clients are served from the peer's copy, if that is current, and do not notice.
 //!
-//! Only with two nodes; see decision 0013. How its requests go to the peer is in [`crate::remote_io`], the
+//! Only with two nodes; see decision 0015. How its requests go to the peer is in [`crate::remote_io`], the
 //! peer's side in [`crate::serving`].
 //!
 //! Invariants:

@@ -51,6 +51,10 @@ pub(crate) struct Request {
     pub(crate) local: LocalPart,
     /// Bit per node: peers whose word the answer waits for.
     pub(crate) awaiting: u16,
+    /// It waits among those that are held.
+    pub(crate) held: bool,
+    /// An order has given it up: it gets an error.
+    pub(crate) given_up: bool,
     pub(crate) started_at: Instant,
     /// Place in order of arrival.
     pub(crate) order: u64,
@@ -70,7 +74,7 @@ impl Resource {
         let Some(volume) = self.volume_index(request.volume) else {
             return self.refuse(&request, refuse(errno::EINVAL, "no such volume"));
         };
-        if self.role != Role::Primary || self.stopping.is_some() {
+        if self.role != Role::Primary || self.stopping.is_some() || self.evicting {
             let text = "this node is not Primary: it does not serve I/O";
             return self.refuse(&request, refuse(errno::ESHUTDOWN, text));
         }
@@ -118,6 +122,8 @@ impl Resource {
             rest: 0,
             local: LocalPart::NotStarted,
             awaiting: 0,
+            held: false,
+            given_up: false,
             started_at: self.now,
             order: self.next_order,
         });

@@ -222,8 +222,13 @@ impl Resource {
     }
 
     fn nobody_uses_it(&self) -> Result<(), Refusal> {
-        if let Some(refusal) = self.in_use() {
-            return Err(refusal);
+        if let Some(used) = self.in_use() {
+            let (name, me) = (&self.cfg.name, &self.cfg.me.name);
+            let way_out = format!(
+                "`twinblk secondary {name}` on {me}, which takes the kernel device away or says who holds \
+                 it, and disconnects nobody: end other NBD clients yourself; then try again"
+            );
+            return Err(Refusal { way_out, ..used });
         }
         if self.started > 0 || self.requests.len() > 0 {
             let text = "requests of a client are still under way".to_string();

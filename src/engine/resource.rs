@@ -1,13 +1,16 @@
 //! The central struct: it owns all parts and passes each input on to the file that knows what to do
 //! with it. No mechanism lives here.
 
+use crate::auto_promote::Auto;
 use crate::command::Command;
 use crate::config::ResourceConfig;
 use crate::event::{DiskState, Event, ReplState, Role, Severity, What};
+use crate::fence_promotion::WaitingPromotion;
 use crate::handler::Call;
 use crate::ids::{CommandId, NodeId, OpId, VolumeId};
 use crate::input::{ClientRequest, DiskDone, Input};
 use crate::metadata::superblock::MdFlags;
+use crate::outdate::Outdating;
 use crate::output::{Channel, Output};
 use crate::overlap::LockId;
 use crate::peer::Peer;
@@ -18,6 +21,7 @@ use crate::rng::Rng;
 use crate::role::RoleChange;
 use crate::serving::ServedRead;
 use crate::slots::{Key, Slots};
+use crate::states;
 use crate::suspend::Suspended;
 use crate::time::Instant;
 use crate::verify::{Range, RangeKey};
@@ -80,11 +84,17 @@ pub struct Resource {
     pub(crate) now: Instant,
     pub(crate) rng: Rng,
     pub(crate) role: Role,
+    /// Since when.
+    pub(crate) role_since: Instant,
     pub(crate) role_change: Option<RoleChange>,
+    /// What clients have to do with it.
+    pub(crate) auto: Auto,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) volumes: Vec<Volume>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) clients: Slots<Client>,
+    /// This node stops being Primary whoever uses it: requests get errors.
+    pub(crate) evicting: bool,
     pub(crate) requests: Slots<Request>,
     pub(crate) peer_requests: Slots<PeerRequest>,
     pub(crate) chunks: Slots<Chunk>,
@@ -108,9 +118,14 @@ pub struct Resource {
     pub(crate) waiting_commands: VecDeque<(CommandId, Command)>,
     /// `disconnect` orders to answer when the links are gone.
     pub(crate) leaving: Vec<CommandId>,
+    /// A promotion that waits until missing peers are fenced.
+    pub(crate) waiting_promotion: Option<WaitingPromotion>,
+    /// `outdate` orders that wait for peers to show that they live.
+    pub(crate) outdating: Vec<Outdating>,
     pub(crate) next_tid: u64,
     /// Place of the last request in order of arrival.
     pub(crate) next_order: u64,
+    pub(crate) next_save: u64,
     /// Tag of the last write started.
     pub(crate) next_tag: u64,
     pub(crate) out: Vec<Output>,
@@ -125,7 +140,9 @@ impl Resource {
             now: Instant::default(),
             rng: Rng::new(cfg.seed),
             role: Role::Secondary,
+            role_since: Instant::default(),
             role_change: None,
+            auto: Auto::default(),
             stopping: None,
             volumes: cfg
                 .volumes
@@ -138,6 +155,7 @@ impl Resource {
                 .map(|p| Peer::new(p.id, p.name.clone(), &ids))
                 .collect(),
             clients: Slots::default(),
+            evicting: false,
             requests: Slots::default(),
             peer_requests: Slots::default(),
             chunks: Slots::default(),
@@ -153,8 +171,11 @@ impl Resource {
             started: 0,
             waiting_commands: VecDeque::new(),
             leaving: Vec::new(),
+            waiting_promotion: None,
+            outdating: Vec::new(),
             next_tid: 0,
             next_order: 0,
+            next_save: 0,
             next_tag: 0,
             out: Vec::new(),
             granted: Vec::new(),
@@ -212,10 +233,13 @@ impl Resource {
             }
             Input::Command { id, command } => self.command(id, command),
             Input::HandlerDone { id, result } => self.handler_done(id, &result),
+            Input::DiscardedSaved { id, result } => self.discarded_saved(id, result),
             Input::Tick => {
                 self.remote_tick();
                 for p in 0..self.peers.len() {
                     self.link_tick(p);
+                    self.view_tick(p);
+                    self.watch_tick(p);
                     self.orders_tick(p);
                 }
             }
@@ -249,12 +273,15 @@ impl Resource {
 
     fn settle_once(&mut self) {
         self.end_doomed();
+        self.fence_progress();
+        self.outdate_progress();
         self.promotion_consent();
         self.run_gate();
         for v in 0..self.volumes.len() {
             self.run_log(v);
         }
         self.demotion_progress();
+        self.auto_progress();
         self.answer_deferred();
         for p in 0..self.peers.len() {
             self.pump_bitmap(p);
@@ -357,6 +384,7 @@ impl Resource {
                 Some(v) => self.new_current_ack_received(p, v, current),
                 None => self.protocol_error(p, "unknown volume".to_string()),
             },
+            Message::View(view) => self.view_received(p, view),
             Message::Settled { writes } => self.settled_received(p, writes),
             Message::VerifyFinished {
                 volume: n,
@@ -400,9 +428,12 @@ impl Resource {
             .flat_map(|p| {
                 [
                     self.link_deadline(p),
+                    self.view_deadline(p),
+                    self.watch_deadline(p),
                     self.orders_deadline(p),
                     self.resync_deadline(p),
                     self.verify_deadline(p),
+                    self.fence_deadline(p),
                 ]
             })
             .flatten()
@@ -413,10 +444,13 @@ impl Resource {
     /// Nothing is in flight and nothing is being negotiated: only timers or new inputs can change
     /// anything.
     pub fn is_idle(&self) -> bool {
-        self.started == 0
-            && self.gated.is_empty()
-            && self.logged.is_empty()
-            && self.volumes.iter().all(|v| v.cold.is_empty())
+        // Suspended I/O waits for an order, a handler or a peer.
+        let waits = self.suspended.any();
+        (self.started == 0 || waits && self.started == self.held.len())
+            && (waits
+                || self.gated.is_empty()
+                    && self.logged.is_empty()
+                    && self.volumes.iter().all(|v| v.cold.is_empty()))
             && self.ops.len() == 0
             && self.receivers_idle()
             && self.role_change.is_none()
@@ -595,6 +629,7 @@ impl Resource {
             && !self.peers[p].is_parked()
         {
             self.no_doubt(v);
+            self.all_fenced(v);
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
             let reason = "in step with a peer that is UpToDate".to_string();
             self.set_disk(v, DiskState::UpToDate, reason);
@@ -626,9 +661,15 @@ impl Resource {
     }
 
     pub(crate) fn set_replication(&mut self, p: usize, v: usize, state: ReplState, cause: &str) {
+        let now = self.now;
         let pv = &mut self.peers[p].volumes[v];
         let old = core::mem::replace(&mut pv.replication, state);
         if old != state {
+            pv.since = now;
+            debug_assert!(
+                states::is_known(states::REPLICATION_CHANGES, &old, &state),
+                "{old:?} to {state:?}: {cause}"
+            );
             let (node, id) = (self.peers[p].node, self.volumes[v].id);
             let what = What::Replication(node, id, old, state);
             self.event(what, Severity::Info, cause.to_string());

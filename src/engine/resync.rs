@@ -8,12 +8,14 @@
 
 use crate::event::{DiskState, ReplState, Severity};
 use crate::generations::same;
+use crate::handler::{HandlerKind, Then};
 use crate::ids::{BufId, VolumeId};
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output, SendBody};
 use crate::overlap::{Acquired, LockId, Mode};
 use crate::resource::{Op, Resource};
 use crate::resync_rate::RateControl;
+use crate::resync_watch::Watch;
 use crate::slots::Key;
 use crate::time::{Duration, Instant};
 use crate::transfer_log::Entry;
@@ -68,6 +70,8 @@ pub(crate) struct Resync {
     /// Bytes out of sync at the start.
     pub(crate) total: u64,
     pub(crate) rate: RateControl,
+    /// Whether it gets on.
+    pub(crate) watch: Watch,
     /// Bytes left at the last checkpoint, and when it was (target).
     checkpoint: (u64, Instant),
 }
@@ -79,8 +83,18 @@ impl Resync {
     }
 
     /// The target has the source's generations, and its disk may not have them yet.
+    /// Source: the target may have been told that nothing is missing.
+    pub(crate) fn finish_sent(&self) -> bool {
+        self.finish_sent
+    }
+
     pub(crate) fn is_adopting(&self) -> bool {
         self.is_adopting
+    }
+
+    /// Source: bytes under way, and whether only the end is missing.
+    pub(crate) fn under_way(&self) -> (u64, bool) {
+        (self.in_flight, self.finish_sent)
     }
 }
 
@@ -105,6 +119,7 @@ impl Resource {
             adopting: None,
             total,
             rate: RateControl::new(self.now),
+            watch: Watch::new(self.now, total),
             checkpoint: (total, self.now),
         });
     }
@@ -419,6 +434,7 @@ impl Resource {
             self.reconciled(p, v);
             if self.is_group() {
                 if worth == DiskState::UpToDate {
+                    self.all_fenced(v);
                     self.no_doubt(v);
                 }
                 let (primary, secondary) = self.peers[p].volumes[v].start.peer_crashed;
@@ -467,6 +483,12 @@ impl Resource {
         };
         self.send_message(p, Channel::Data, &message);
         self.tell_state();
+        self.call_handler(
+            HandlerKind::AfterResyncTarget,
+            Some(p),
+            Some(self.volumes[v].id),
+            Then::Nothing,
+        );
         self.compare_with_others(p);
     }
 

@@ -12,6 +12,7 @@ use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
 use crate::peer::AskedWhat;
 use crate::resource::{Op, Resource};
+use crate::states;
 use crate::suspend::Reason;
 use crate::volume::Waiter;
 use alloc::format;
@@ -70,6 +71,14 @@ impl Resource {
         if self.role == Role::Primary {
             return self.done(id, Ok(format!("{} is already Primary", self.cfg.me.name)));
         }
+        if self.waiting_promotion.is_some() {
+            let text = format!("{} is being promoted already", self.cfg.me.name);
+            let way_out = "wait until its peers are fenced: `twinblk status`";
+            return self.done(id, Err(refuse(RefusalKind::State, text, way_out)));
+        }
+        if self.stopping.is_none() && self.fences_first(id, force) {
+            return;
+        }
         if let Err(refusal) = self.may_promote(force, false) {
             return self.done(id, Err(refusal));
         }
@@ -92,7 +101,11 @@ impl Resource {
     pub(crate) fn may_promote(&self, force: bool, asked: bool) -> Result<(), Refusal> {
         let name = &self.cfg.name;
         if self.stopping.is_some() {
-            return Err(refuse(RefusalKind::State, "the resource is going down", ""));
+            return Err(refuse(
+                RefusalKind::State,
+                "the resource is going down",
+                format!("when it is down: `twinblk up {name}`"),
+            ));
         }
         for peer in &self.peers {
             if crate::sabotage::is(crate::sabotage::Mistake::PromoteWithoutAsking) {
@@ -212,6 +225,9 @@ impl Resource {
         if waiting || !drained || !self.volumes.iter().all(|v| v.log_is_idle()) {
             return;
         }
+        if self.fences_after_all(force) {
+            return;
+        }
         // The world may have changed while the peers were asked.
         if let Err(refusal) = self.may_promote(force, true) {
             return self.end_role_change(Err(refusal));
@@ -239,6 +255,7 @@ impl Resource {
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, true);
             self.begin_reign(v);
             self.volumes[v].generations.set_primary_bit(true);
+            self.remember_role_everywhere(v, Role::Primary);
             let size = self.volumes[v].device_size();
             self.set_agreed_size(v, size);
             self.commit(v, true, Some(Waiter::Promoted));
@@ -273,6 +290,7 @@ impl Resource {
         let text = format!("{} is Primary now", self.cfg.me.name);
         self.end_role_change(Ok(text));
         self.tell_state();
+        self.fence_missing();
         self.leads_now();
         if renegotiate {
             self.renegotiate("the data of this node were declared current");
@@ -287,7 +305,7 @@ impl Resource {
             }
             return;
         }
-        if let Some(refusal) = self.in_use() {
+        if let Err(refusal) = self.may_demote() {
             if let Some(id) = id {
                 self.done(id, Err(refusal));
             }
@@ -297,21 +315,41 @@ impl Resource {
             // Nobody is left who could wait for a copy.
             self.fail_suspended("this node is demoted");
         }
-        if self.suspended.any() {
-            if let Some(id) = id {
-                let refusal = refuse(
-                    RefusalKind::State,
-                    format!("I/O is suspended ({})", self.suspended.words()),
-                    format!("end that first: `twinblk resume-io {}`", self.cfg.name),
-                );
-                self.done(id, Err(refusal));
-            }
-            return;
-        }
         self.role_change = Some(RoleChange {
             command: id,
             step: Step::Draining,
         });
+    }
+
+    /// What stands against a demotion.
+    pub(crate) fn may_demote(&self) -> Result<(), Refusal> {
+        if let Some(refusal) = self.in_use() {
+            return Err(refusal);
+        }
+        if self.suspended.any() {
+            return Err(refuse(
+                RefusalKind::State,
+                format!("I/O is suspended ({})", self.suspended.words()),
+                format!(
+                    "end that first: `twinblk resume-io {0}`, or give clients errors with \
+                     `twinblk secondary --force {0}`",
+                    self.cfg.name
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// `secondary --force`: clients get errors, at once.
+    pub(crate) fn demote_by_force(&mut self, id: CommandId) {
+        if self.role == Role::Primary {
+            self.clients = crate::slots::Slots::default();
+            self.out.push(Output::CloseClients);
+            self.fail_suspended("given up by `secondary --force`");
+            // What has begun ends as it does; what waits for its turn gets an error.
+            self.give_up_waiting();
+        }
+        self.demote(Some(id));
     }
 
     /// Who holds the export, as a refusal.
@@ -369,6 +407,7 @@ impl Resource {
                 for v in 0..left {
                     self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
                     self.volumes[v].generations.set_primary_bit(false);
+                    self.remember_role_everywhere(v, Role::Secondary);
                     let pages = !crate::sabotage::is(crate::sabotage::Mistake::DemoteWithoutBitmap);
                     self.commit(v, pages, Some(Waiter::Demoted));
                 }
@@ -418,6 +457,7 @@ impl Resource {
         let Some(change) = self.role_change.take() else {
             return;
         };
+        self.evicting = false;
         let commit = result.is_ok();
         self.finish_asked(AskedWhat::Promote, commit);
         if let Some(id) = change.command {
@@ -433,7 +473,17 @@ impl Resource {
 
     pub(crate) fn set_role(&mut self, role: Role, cause: &str) {
         let old = core::mem::replace(&mut self.role, role);
+        if role == Role::Primary {
+            for peer in &mut self.peers {
+                peer.gives_up = false;
+            }
+        }
         if old != role {
+            self.role_since = self.now;
+            debug_assert!(
+                states::is_known(states::ROLE_CHANGES, &old, &role),
+                "{old:?} to {role:?}: {cause}"
+            );
             self.event(What::Role(old, role), Severity::Info, cause.to_string());
         }
     }

@@ -72,11 +72,13 @@ pub enum Mistake {
     ReadStaleCopy,
     /// A block of a resync that a write of the target has overtaken is not sent again.
     ForgetOvertaken,
+    /// A split-brain policy picks the other victim on one of the two nodes.
+    PolicyPicksTheOther,
 }
 
 impl Mistake {
     /// Those that two nodes notice.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -102,6 +104,7 @@ impl Mistake {
         Self::ServeOtherGeneration,
         Self::ReadStaleCopy,
         Self::ForgetOvertaken,
+        Self::PolicyPicksTheOther,
     ];
 
     /// Those that only three and more nodes can notice.

@@ -1,10 +1,12 @@
 //! A picture of the resource for `status`, `role`, `cstate`, `dstate` and their JSON form.
 
+use crate::command::Refusal;
 use crate::event::{ConnState, DiskState, ReplState, Role};
 use crate::ids::{NodeId, VolumeId};
 use crate::time::Instant;
 use alloc::string::String;
 use alloc::vec::Vec;
+use twinblk_protocol::control::VolumeView;
 
 /// Progress of a resync.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,47 @@ pub struct PeerVolumeStatus {
     pub verify: Option<VerifyProgress>,
     /// What came of the last verify, in words.
     pub verified: Option<String>,
+    /// Since when the replication state is what it is.
+    pub since: Instant,
+    /// What the peer sees of this node; `None` while it has not told.
+    pub seen_by_peer: Option<VolumeView>,
+    /// Since when the resync has made no progress, and why, once that is no matter of seconds.
+    pub standstill: Option<(Instant, String)>,
+}
+
+/// What one side of a split brain holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitSide {
+    /// Bytes it has changed since the two parted, at most.
+    pub changed: u64,
+    /// Its current generation.
+    pub current: u64,
+    /// The generation those changes are relative to; 0: unknown.
+    pub base: u64,
+    /// It was Primary when they parted.
+    pub parted_as_primary: bool,
+}
+
+/// A volume whose copies have changed independently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitVolume {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Rule of the handshake that found it.
+    pub rule: &'static str,
+    /// This node's copy.
+    pub here: SplitSide,
+    /// The peer's.
+    pub there: SplitSide,
+}
+
+/// A split brain that nothing has resolved yet, as it was when the two met last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitBrain {
+    /// When they met.
+    pub found: Instant,
+    /// Volumes.
+    pub volumes: Vec<SplitVolume>,
 }
 
 /// One peer.
@@ -70,6 +113,10 @@ pub struct PeerStatus {
     pub unsent: u64,
     /// Writes it has not confirmed as stable.
     pub transfer_log: u64,
+    /// In what both ends' views of the connection disagree, once that is no matter of seconds.
+    pub disagreement: Option<String>,
+    /// The copies have parted, and nothing has resolved it yet.
+    pub split_brain: Option<SplitBrain>,
     /// Volumes.
     pub volumes: Vec<PeerVolumeStatus>,
 }
@@ -107,6 +154,8 @@ pub struct VolumeStatus {
     pub disk: DiskState,
     /// Why, in words.
     pub reason: String,
+    /// Since when.
+    pub since: Instant,
     /// Usable size in bytes (agreed with the peers where known).
     pub size: u64,
     /// Smallest I/O in bytes.
@@ -132,6 +181,12 @@ pub struct Status {
     pub node_name: String,
     /// Role.
     pub role: Role,
+    /// Since when.
+    pub role_since: Instant,
+    /// What stands against `primary` here and now, as far as this node knows.
+    pub may_promote: Result<(), Refusal>,
+    /// What stands against `secondary`.
+    pub may_demote: Result<(), Refusal>,
     /// Writes are held back, for this reason.
     pub suspended: Option<String>,
     /// Reasons for which all I/O is suspended.

@@ -74,6 +74,13 @@ impl Suspended {
         }
     }
 
+    /// With this reason too.
+    #[must_use]
+    pub fn with(mut self, reason: Reason) -> Self {
+        self.set(reason, true);
+        self
+    }
+
     fn set(&mut self, reason: Reason, on: bool) {
         if on {
             self.0 |= 1 << reason as u8;
@@ -122,6 +129,7 @@ impl Resource {
         if !self.suspended.any() {
             return;
         }
+        self.give_up_started();
         for request in core::mem::take(&mut self.frozen) {
             let text = "I/O was suspended, and was given up by an order";
             self.refuse(
@@ -135,7 +143,12 @@ impl Resource {
         for v in 0..self.volumes.len() {
             self.fail_gated(v);
         }
-        self.fail_held();
+        for v in &mut self.volumes {
+            v.bump_owed = false;
+        }
+        for p in &mut self.peers {
+            p.fence.awaited = false;
+        }
         for reason in Reason::ALL {
             self.resume(reason, String::from(cause));
         }
@@ -152,6 +165,9 @@ impl Resource {
     pub(crate) fn order_resume(&mut self, id: CommandId) {
         if !self.suspended.any() {
             return self.done(id, Ok(String::from("I/O was not suspended")));
+        }
+        for p in &mut self.peers {
+            p.fence.awaited = false;
         }
         for reason in [Reason::User, Reason::Fencing] {
             self.resume(reason, String::from("resumed by an administrator"));

@@ -75,6 +75,10 @@ pub(crate) enum Waiter {
     Detached,
     /// A disk that was attached under a Primary says so: it serves again.
     ServesAgain,
+    /// That this copy is Outdated is on the disk: answer the order.
+    Outdated(CommandId),
+    /// The same, and this Primary may be left (link number).
+    Left(NodeId, u64),
     /// A change of our own is on the disk: finish the command and talk to the peers anew.
     Renegotiate(CommandId, &'static str),
 }
@@ -106,6 +110,8 @@ pub(crate) struct Volume {
     pub(crate) bump_committed: bool,
     /// The generation before it.
     pub(crate) bump_from: u64,
+    /// Another one is needed, and is put off until a lost peer is fenced, or back: answers wait.
+    pub(crate) bump_owed: bool,
     /// Another one is needed as soon as this one is through.
     pub(crate) bump_again: bool,
     pub(crate) no_volatile_cache: bool,
@@ -133,6 +139,8 @@ pub(crate) struct Volume {
     pub(crate) detach_written: bool,
     /// The disk was attached while the resource was in use.
     pub(crate) anew: bool,
+    /// In this life this copy was the current one, and nothing is known to be newer since.
+    pub(crate) was_current: bool,
 }
 
 impl Volume {
@@ -150,6 +158,7 @@ impl Volume {
             bump_running: false,
             bump_committed: false,
             bump_from: 0,
+            bump_owed: false,
             bump_again: false,
             no_volatile_cache: false,
             measuring: None,
@@ -164,6 +173,7 @@ impl Volume {
             detaching: None,
             detach_written: false,
             anew: false,
+            was_current: false,
         }
     }
 

@@ -72,7 +72,7 @@ fn roles_change_hands_in_order() {
 #[test]
 fn of_two_promotions_at_once_one_wins() {
     let stage = Stage::in_sync(Plan::new("C"));
-    for round in 0..20 {
+    for round in 0..100 {
         let first = stage
             .nodes
             .iter()
@@ -121,4 +121,39 @@ fn one_left_behind_on_purpose_knows_it_is_outdated() {
     stage.nodes[0].ok(&["connect", "r0"]);
     stage.wait_in_sync();
     stage.stop_and_compare();
+}
+
+/// Opening the export promotes, the last close demotes; on whichever node, but never on two.
+#[test]
+fn with_auto_promote_clients_decide_who_is_primary() {
+    let stage = Stage::in_sync(Plan::new("C"));
+    stage.configure(&format!(
+        "{}\n[options]\nauto-promote = true\n",
+        stage.config_text()
+    ));
+    for node in &stage.nodes {
+        node.ok(&["adjust", "r0"]);
+    }
+    // A node that was made Primary by order stays so.
+    Client::unix(&stage.nodes[0].export)
+        .expect("it serves")
+        .disconnect();
+    assert_eq!(stage.nodes[0].ok(&["role", "r0"]).trim(), "Primary");
+    stage.nodes[0].ok(&["secondary", "r0"]);
+    for (round, node) in [1, 0, 1].into_iter().enumerate() {
+        let value = u8::try_from(round).expect("few");
+        let mut first = Client::unix(&stage.nodes[node].export).expect("it is promoted");
+        if round > 0 {
+            assert_eq!(first.read(0, 512).expect("reads"), [value - 1; 512]);
+        }
+        first.write(0, &[value; 512]).expect("writes");
+        let text = refusal(Client::unix(&stage.nodes[1 - node].export));
+        assert!(text.contains("is Primary"), "{text}");
+        let second = Client::unix(&stage.nodes[node].export).expect("it is Primary");
+        first.disconnect();
+        assert_eq!(stage.nodes[node].ok(&["role", "r0"]).trim(), "Primary");
+        second.disconnect();
+        stage.nodes[node].wait("it is Secondary again", |s| s["role"] == "Secondary");
+        stage.nodes[1 - node].wait("the other knows", |s| s["peers"][0]["role"] == "Secondary");
+    }
 }

@@ -21,6 +21,10 @@ pub struct Admin {
     open: BTreeMap<u64, (usize, u64, Command)>,
     /// Nodes that were told to stop.
     stops: Vec<bool>,
+    /// What is being saved.
+    pub(crate) saves: Vec<crate::saving::Save>,
+    /// Nodes whose clients were driven away and that are not Secondary yet.
+    pub(crate) evicted: Vec<bool>,
     /// Nodes that get new metadata before they are started again.
     pub(crate) starts_over: Vec<bool>,
     /// Somebody has forced the first promotion.
@@ -42,12 +46,19 @@ impl Admin {
             next: 0,
             open: BTreeMap::new(),
             stops: vec![false; plan.nodes],
+            saves: Vec::new(),
+            evicted: vec![false; plan.nodes],
             starts_over: vec![false; plan.nodes],
             begun: false,
             nobody_since: None,
             answers: BTreeMap::new(),
             keeps_answers: false,
         }
+    }
+
+    /// The number of the next order.
+    pub(crate) fn next_order(&self) -> u64 {
+        self.next + 1
     }
 
     /// It was told to stop.
@@ -59,6 +70,16 @@ impl Admin {
     pub fn node_died(&mut self, n: usize) {
         self.open.retain(|_, (node, ..)| *node != n);
         self.stops[n] = false;
+        self.evicted[n] = false;
+        self.saves.retain(|s| s.node() != n);
+    }
+
+    /// `secondary --force` was ordered there and is not answered yet.
+    pub fn demotes_by_force(&self, n: usize) -> bool {
+        let force = |c: &Command| matches!(c, Command::SecondaryByForce);
+        self.open
+            .values()
+            .any(|(node, _, c)| *node == n && force(c))
     }
 
     /// The oldest order without an answer.
@@ -85,6 +106,7 @@ impl World {
         if !matches!(command, Command::Primary { force: false }) {
             self.resyncs = 0;
         }
+        self.overrules(n, &command);
         match &command {
             Command::Invalidate => self.oracle.expendable(n),
             Command::Connect {
@@ -148,6 +170,7 @@ impl World {
                 self.admin.stops[n] = false;
             }
         }
+        self.handler_hears(id.0, &result);
         if self.admin.keeps_answers {
             self.admin.answers.insert(id.0, result);
         }
@@ -272,6 +295,7 @@ fn word(command: &Command) -> &'static str {
             ..
         } => "connect --discard-my-data",
         Command::Connect { .. } => "connect",
+        Command::DiscardSaving { .. } => "connect --save-discarded",
         Command::Disconnect { .. } => "disconnect",
         Command::Invalidate => "invalidate",
         Command::InvalidateRemote { .. } => "invalidate-remote",
@@ -282,6 +306,10 @@ fn word(command: &Command) -> &'static str {
         Command::NewCurrentUuid { .. } => "new-current-uuid",
         Command::Detach { force: false } => "detach",
         Command::Detach { force: true } => "detach --force",
+        Command::AutoPromote => "auto-promote",
+        Command::AutoDemote => "auto-demote",
+        Command::SecondaryByForce => "secondary --force",
+        Command::Outdate => "outdate",
         Command::SuspendIo => "suspend-io",
         Command::ResumeIo => "resume-io",
         Command::SetOptions(_) => "adjust",

@@ -131,11 +131,10 @@ impl World {
             }
             Output::CommandDone { id, result } => self.command_done(n, id, result),
             Output::Event(event) => self.told(n, event),
-            // No plan configures one yet.
-            Output::Handler { kind, .. } => {
-                let text = format!("node {n} asks for {}, which is not configured", kind.name());
-                self.violate("handlers_are_configured", text);
-            }
+            Output::SaveDiscarded(request) => self.save_discarded(n, &request),
+            Output::CancelSave { id } => self.cancel_save(n, id),
+            Output::Handler { id, kind, peer, .. } => self.handler(n, id, kind, peer),
+            Output::CloseClients => self.clients_dropped(n),
             Output::Stopped => {
                 self.nodes[n].stopped = true;
                 self.stopped(n);
@@ -200,6 +199,12 @@ impl World {
                 trace.mix(12);
                 trace.mix_bytes(kind.name().as_bytes());
             }
+            Output::SaveDiscarded(request) => {
+                trace.mix(14);
+                request.all.iter().for_each(|&word| trace.mix(word));
+            }
+            Output::CancelSave { id } => trace.mix(15 + id.0),
+            Output::CloseClients => trace.mix(17),
             Output::Stopped => trace.mix(9),
         }
     }

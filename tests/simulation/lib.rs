@@ -18,6 +18,7 @@ mod chaos;
 pub mod clients;
 pub mod coverage;
 pub mod disk;
+pub mod handlers;
 mod invariants;
 pub mod kept;
 mod links;
@@ -26,17 +27,21 @@ pub mod node;
 mod operator;
 pub mod oracle;
 pub mod plan;
+mod policies;
 pub mod reduce;
 pub mod rng;
 pub mod run;
 #[cfg(sabotage)]
 pub mod sabotaged;
+mod saving;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod scenarios_orders;
 #[cfg(test)]
 mod scenarios_resync;
+#[cfg(test)]
+mod scenarios_split_brain;
 // A build with mistakes tells only those stories that notice one.
 #[cfg(any(test, sabotage))]
 #[cfg_attr(sabotage, allow(dead_code))]

@@ -343,6 +343,10 @@ pub fn options(plan: &Plan) -> Options {
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
         on_no_data: plan.diskless.on_no_data,
+        policies: plan.policies,
+        save_discarded: plan.save_discarded,
+        fencing: plan.fence.fencing,
+        handlers: plan.fence.handler_set(),
         ..Options::default()
     };
     if plan.tight {

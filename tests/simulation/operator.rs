@@ -39,6 +39,9 @@ impl World {
                 return;
             }
         }
+        if self.someone_is_suspended() {
+            return;
+        }
         if self.someone_is_alone(&states) {
             return;
         }
@@ -79,7 +82,11 @@ impl World {
             let Some(state) = state else { continue };
             for peer in &state.peers {
                 let m = usize::from(peer.node.0);
-                if peer.connection != ConnState::StandAlone || states[m].is_none() {
+                // Under `retry-connect` they try again and again.
+                let tries = peer.connection == ConnState::Connecting
+                    && peer.reason.contains("(role-conflict)");
+                let alone = peer.connection == ConnState::StandAlone;
+                if !(alone || tries) || states[m].is_none() {
                     continue;
                 }
                 if peer.reason.starts_with("split brain") {

@@ -311,6 +311,11 @@ impl Oracle {
         self.copies[node].expendable = true;
     }
 
+    /// Whether somebody did.
+    pub fn is_expendable(&self, node: usize) -> bool {
+        self.copies[node].expendable
+    }
+
     /// A sector behind the end of the device holds this on some copy: if the device grows, that may
     /// come to be its content.
     pub fn unknown(&mut self, s: usize, stamp: Stamp) {

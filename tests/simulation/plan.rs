@@ -3,8 +3,10 @@
 //! are not hidden behind frequent ones.
 
 use crate::attach::DisklessPlan;
+use crate::handlers::FencePlan;
 use crate::rng::Rng;
 use twinblk_engine::config::{OnNoData, Protocol};
+use twinblk_engine::split_brain::Policies;
 
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
@@ -124,10 +126,16 @@ pub struct Plan {
     pub al_extents: u32,
     /// Short time limits and small queues.
     pub tight: bool,
+    /// What gives way after a split brain.
+    pub policies: Policies,
+    /// A copy that is given up is saved first.
+    pub save_discarded: bool,
     /// A node that ends for ever, and when: the others have to heal and serve without it.
     pub lost: Option<(usize, u64)>,
     /// Disks that come and go.
     pub diskless: DisklessPlan,
+    /// Fencing, handlers, suspension.
+    pub fence: FencePlan,
     /// Disturbances (by number) that are left out: how a failure is reduced.
     pub without: Vec<u64>,
     /// Nothing disturbs after this many disturbances.
@@ -186,8 +194,11 @@ impl Plan {
             extent_size: rng.pick(&[4096, 4096, 16 << 10, 64 << 10, 4 << 20]),
             al_extents,
             tight: rng.per_mille(400),
+            policies: crate::policies::draw(seed),
+            save_discarded: Rng::stream(seed, 22).per_mille(500),
             lost: None,
             diskless: DisklessPlan::new(seed),
+            fence: FencePlan::new(seed),
             without: Vec::new(),
             most: u64::MAX,
         };
@@ -234,11 +245,14 @@ impl Plan {
             extent_size: 16 << 10,
             al_extents: 3,
             tight: false,
+            policies: Policies::default(),
+            save_discarded: false,
             lost: None,
             diskless: DisklessPlan {
                 attach: 0,
                 on_no_data: OnNoData::IoError,
             },
+            fence: FencePlan::none(),
             without: Vec::new(),
             most: 0,
         }

@@ -3,6 +3,7 @@
 use crate::node::VOLUME;
 use crate::world::World;
 use twinblk_engine::event::{ConnState, DiskState, Event, ReplState, Role, What};
+use twinblk_engine::states;
 
 impl World {
     /// Counts what an activity log did.
@@ -31,12 +32,15 @@ impl World {
         }
         log.push_back(format!("{:.6} {text}", self.now as f64 / 1e9));
         self.trace.line(self.now, || format!("{n}: {text}"));
+        self.change_is_known(n, &event);
         match event.what {
             What::Role(from, to) => {
                 self.trace.count(&format!("role {from:?}→{to:?}"));
                 self.nodes[n].role = to;
+                self.admin.evicted[n] &= to == Role::Primary;
                 if to == Role::Primary {
                     self.promoted(n);
+                    self.fencing_keeps_one_primary(n);
                 }
             }
             What::Disk(_, from, to) => {
@@ -95,8 +99,29 @@ impl World {
                 if event.cause.contains("are served from the copy of") {
                     self.copy_is_served(n);
                 }
+                self.fencing_keeps_from_split_brain(n, &event.cause);
                 self.verify_told(n, &event.cause);
+                self.policy_told(n, &event.cause);
             }
+        }
+    }
+
+    /// Each change of a state is one of those that are written down.
+    fn change_is_known(&mut self, n: usize, event: &Event) {
+        let known = match event.what {
+            What::Role(from, to) => states::is_known(states::ROLE_CHANGES, &from, &to),
+            What::Disk(_, from, to) => states::is_known(states::DISK_CHANGES, &from, &to),
+            What::Connection(_, from, to) => {
+                states::is_known(states::CONNECTION_CHANGES, &from, &to)
+            }
+            What::Replication(_, _, from, to) => {
+                states::is_known(states::REPLICATION_CHANGES, &from, &to)
+            }
+            What::PeerRole(..) | What::PeerDisk(..) | What::Suspended(..) | What::Incident => true,
+        };
+        if !known {
+            let text = format!("node {n}: {:?}: {}", event.what, event.cause);
+            self.violate("every_change_of_state_is_known", text);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use crate::admin::Admin;
 use crate::clients::Clients;
+use crate::handlers::Handlers;
 use crate::links::Death;
 use crate::net::{Link, Wire};
 use crate::node::Node;
@@ -51,6 +52,14 @@ pub enum Due {
     Boot(usize, u64),
     /// A node ends for ever.
     Lose(usize),
+    /// What is given up is saved: node, life, number.
+    Saved(usize, u64, u64),
+    /// A handler acts, or ends: which run.
+    Handler(u64),
+    /// The time of a handler is over.
+    HandlerLate(u64),
+    /// An administrator suspends I/O, or lets it go on.
+    Suspend,
 }
 
 /// A broken promise: which, and how.
@@ -81,6 +90,8 @@ pub struct World {
     pub clients: Clients,
     /// People.
     pub admin: Admin,
+    /// Handlers.
+    pub handlers: Handlers,
     /// What may be.
     pub oracle: Oracle,
     /// What was.
@@ -120,6 +131,7 @@ impl World {
             wires,
             clients: Clients::new(&plan),
             admin: Admin::new(&plan),
+            handlers: Handlers::new(plan.seed),
             oracle: Oracle::new(plan.nodes, sectors),
             trace: Trace::default(),
             violation: None,
@@ -200,9 +212,10 @@ impl World {
     /// The node that has to do something.
     fn whose(&self, due: Due) -> Option<usize> {
         match due {
-            Due::Disk(n, life, _) | Due::Tick(n, life) | Due::Measured(n, life) => {
-                (self.nodes[n].life == life).then_some(n)
-            }
+            Due::Disk(n, life, _)
+            | Due::Tick(n, life)
+            | Due::Measured(n, life)
+            | Due::Saved(n, life, _) => (self.nodes[n].life == life).then_some(n),
             Due::Arrive(link, side, _) => Some(self.links[link].ends[1 - side]),
             Due::Progress(link, side) | Due::Gone(link, side) => Some(self.links[link].ends[side]),
             _ => None,
@@ -213,6 +226,7 @@ impl World {
         match due {
             Due::Disk(n, life, op) => self.disk_done(n, life, op),
             Due::Measured(n, life) => self.measured(n, life),
+            Due::Saved(n, life, id) => self.saved(n, life, id),
             Due::Tick(n, life) => {
                 let node = &mut self.nodes[n];
                 if node.life == life && node.tick_at.is_some_and(|at| at <= self.now) {
@@ -240,6 +254,9 @@ impl World {
                     self.boot(n);
                 }
             }
+            Due::Handler(number) => self.handler_goes_on(number),
+            Due::HandlerLate(number) => self.handler_is_late(number),
+            Due::Suspend => self.suspend_at_random(),
             Due::Lose(n) => {
                 self.trace.count("a node is lost for ever");
                 self.kill(n, self.now.is_multiple_of(2));
@@ -367,6 +384,9 @@ impl World {
         self.after(SECOND / 20, Due::Operator);
         if self.plan.order_every > 0 {
             self.after(self.plan.order_every, Due::Order);
+        }
+        if self.plan.fence.suspends {
+            self.after(SECOND, Due::Suspend);
         }
         if !self.plan.faults.is_empty() {
             self.after(SECOND, Due::Disturb);

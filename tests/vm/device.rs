@@ -128,6 +128,9 @@ fn it_grows_while_it_is_mounted() {
         .ok("mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt && echo here > /mnt/file");
     alpha.ok("twinblk resize r0");
     assert_eq!(alpha.ok(bytes).trim(), whole.to_string());
+    let less = format!("twinblk resize --size {small} --force r0");
+    let text = refused(alpha, 12, &less);
+    assert!(text.contains("twinblk secondary r0"), "{text}");
     // The last block is reached through the device, and through the connection there was.
     let last = whole / 4096 - 1;
     alpha.ok(&format!(
@@ -142,7 +145,9 @@ fn it_grows_while_it_is_mounted() {
 #[test]
 fn what_stands_in_its_way_is_said_and_the_sockets_serve() {
     let mut pair = Pair::both_secondary(16 << 20, DEVICE);
-    // No driver.
+    // No driver, nor one that newer kernels would load by themselves.
+    let module = "/lib/modules/$(uname -r)/kernel/drivers/block/nbd.ko";
+    pair.machines[0].ok(&format!("mv {module} /run/nbd.ko"));
     let text = refused(&mut pair.machines[0], 10, "twinblk primary r0");
     assert!(text.contains("modprobe nbd"), "{text}");
     assert_eq!(pair.machines[0].ok("twinblk role r0").trim(), "Primary");
@@ -152,6 +157,7 @@ fn what_stands_in_its_way_is_said_and_the_sockets_serve() {
     let (_, state, reason) = device(&mut pair, 0);
     assert_eq!(state, "detached");
     assert!(reason.contains("modprobe nbd"), "{reason}");
+    pair.machines[0].ok(&format!("mv /run/nbd.ko {module}"));
     // Taken by somebody else: by the export of the same resource, for want of another server.
     pair.machines[0].ok("modprobe nbd
         nbd-client -unix /run/twinblk/r0.sock /dev/nbd0 -N r0 -b 4096 >/dev/null || true");
@@ -173,5 +179,31 @@ fn what_stands_in_its_way_is_said_and_the_sockets_serve() {
     );
     pair.machines[0]
         .ok("dd if=/dev/nbd0 bs=4096 count=1 iflag=direct | od -An -tx1 | head -1 | grep '07 07'");
+    // An administrator's own way to detach it is undone.
+    pair.machines[0].ok("cat /sys/block/nbd0/backend && nbd-client -d /dev/nbd0 >/dev/null");
+    wait_for(
+        "the device to be attached anew",
+        || {
+            let there = pair.machines[0].run(
+                "dd if=/dev/nbd0 bs=4096 count=1 iflag=direct | od -An -tx1 | head -1 | grep '07 07'",
+            );
+            (device(&mut pair, 0).1 == "attached" && there.code == 0).then_some(())
+        },
+        || "it is not".into(),
+    );
     pair.machines[0].ok("twinblk secondary r0");
+
+    // The driver takes orders in the first network namespace only.
+    pair.stop_daemon(0, "TERM");
+    pair.machines[0].ok("setsid unshare -n sh -c 'ip link set lo up
+            ip address add 10.9.0.1/24 dev lo && ip address add 10.0.2.15/24 dev lo
+            exec twinblk daemon' >/dev/console 2>&1 & echo $! > /run/twinblk.pid");
+    wait_for(
+        "the daemon to answer",
+        || (pair.machines[0].run("twinblk status").code == 0).then_some(()),
+        || "see the console".into(),
+    );
+    let text = refused(&mut pair.machines[0], 10, "twinblk primary r0");
+    assert!(text.contains("network namespace"), "{text}");
+    assert!(!text.contains("modprobe"), "{text}");
 }

@@ -46,6 +46,71 @@ fn a_device_whose_resource_does_not_come_up_can_be_taken_away() {
     assert_eq!(device(&mut pair, 0).1, "attached");
 }
 
+/// It waits for an order, too: `secondary` was given while it waited for its peer.
+///
+/// Since Linux 6.9 a new size waits for the requests under way, and those for a new connection: told of both at
+/// once, the kernel would wait for ever.
+#[test]
+fn a_device_that_waits_after_secondary_and_grows_goes_on_by_order_with_its_new_size() {
+    let mut pair = Pair::both_secondary(48 << 20, DEVICE);
+    let whole = pair.data_size();
+    let small = (whole / 2) & !4095;
+    for machine in &mut pair.machines {
+        machine.ok("modprobe nbd");
+    }
+    pair.machines[0].ok(&format!(
+        "twinblk resize --size {small} --force r0
+        twinblk primary r0 && mke2fs -q -t ext4 -E nodiscard /dev/nbd0
+        mount -t ext4 -o errors=panic /dev/nbd0 /mnt"
+    ));
+    pair.machines[0].ok(LOAD);
+    wait_progress(&mut pair.machines[0], 3);
+    // It waits, first for its peer, then for somebody who orders it.
+    pair.stop_daemon(0, "KILL");
+    pair.stop_daemon(1, "KILL");
+    // Sent to the dead daemon or not: somebody waits in the kernel for it.
+    pair.machines[0]
+        .ok("while ! cat /proc/[0-9]*/stat 2>/dev/null | grep -q '(dd) D'; do usleep 50000; done");
+    pair.start_daemon(0);
+    let waits_for = |pair: &mut Pair, words: &str| {
+        let last = std::cell::RefCell::new(String::new());
+        wait_for(
+            words,
+            || {
+                let (_, state, reason) = device(pair, 0);
+                let good = state == "waiting" && reason.contains(words);
+                last.replace(format!("{state}: {reason}"));
+                good.then_some(())
+            },
+            || last.borrow().clone(),
+        );
+    };
+    waits_for(&mut pair, "bravo is not connected");
+    pair.machines[0].ok("twinblk secondary r0");
+    pair.start_daemon(1);
+    pair.wait_in_sync();
+    // Nothing but the order is in its way now.
+    waits_for(&mut pair, "`secondary` was ordered");
+    assert_eq!(pair.machines[0].ok("twinblk role r0").trim(), "Secondary");
+    pair.machines[0].ok("twinblk resize r0");
+    let bytes = "blockdev --getsize64 /dev/nbd0";
+    let before = pair.machines[0].ok("cat /sys/block/nbd0/size");
+    assert_eq!(before.trim(), (small / 512).to_string(), "not told yet");
+    let done = progress(&mut pair.machines[0]).0;
+    pair.machines[0].ok("twinblk primary r0");
+    wait_attached(&mut pair, 0);
+    wait_progress(&mut pair.machines[0], done + 3);
+    wait_for(
+        "the kernel to know the new size",
+        || (pair.machines[0].ok(bytes).trim() == whole.to_string()).then_some(()),
+        || "it has the old one".into(),
+    );
+    check(&mut pair);
+    pair.machines[0].ok("twinblk secondary r0");
+    pair.wait_in_sync();
+    pair.compare(whole);
+}
+
 #[test]
 fn a_daemon_killed_while_the_device_grows_goes_on_with_the_new_size() {
     let seed = number("TWINBLK_SEED", std::process::id().into());
@@ -58,7 +123,7 @@ fn a_daemon_killed_while_the_device_grows_goes_on_with_the_new_size() {
         machine.ok("modprobe nbd");
     }
     let mut kept = 0;
-    for _ in 0..number("TWINBLK_VM_CUTS", 20).div_ceil(5) {
+    for _ in 0..number("TWINBLK_VM_CUTS", 5).div_ceil(5) {
         // While nobody holds it, it may shrink.
         pair.machines[0].ok(&format!(
             "twinblk resize --size {small} --force r0

@@ -93,7 +93,7 @@ pub enum NegotiationError {
     ExportName(String),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Flags,
     Option,
@@ -102,7 +102,7 @@ enum State {
 }
 
 /// One client's negotiation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Negotiation {
     state: State,
     buffer: Vec<u8>,

@@ -7,6 +7,7 @@ use crate::config::options::Key;
 use std::time::Duration;
 use twinblk_engine::config::{Options, Protocol};
 use twinblk_engine::ids::{NodeId, VolumeId};
+use twinblk_engine::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies, RrConflict};
 
 #[test]
 fn the_sample_is_understood() {
@@ -52,7 +53,13 @@ fn the_engine_gets_what_the_file_says() {
     let text = sample_and(
         "[net]\nping-int = 20\nping-timeout = \"500ms\"\ntimeout = 12\nko-count = 0\n\
          max-epoch-size = 1\nsndbuf-size = \"1M\"\n[disk]\nresync-rate = \"10M\"\n\
-         resync-window = \"1M\"\nal-extents = 67\nblock-size = 4096\n",
+         resync-window = \"1M\"\nal-extents = 67\nblock-size = 4096\n\
+         [options]\nsave-discarded-dir = \"/saved\"\n",
+    )
+    .replace(
+        "ping-int = 20",
+        "ping-int = 20\nafter-sb-0pri = \"discard-node-bravo\"\nafter-sb-1pri = \"consensus\"\n\
+         after-sb-2pri = \"violently-as0p\"\nrr-conflict = \"retry-connect\"",
     )
     .replace("protocol = \"C\"", "protocol = \"A\"");
     let e = resource(&text).to_engine(1, 1);
@@ -67,6 +74,13 @@ fn the_engine_gets_what_the_file_says() {
         resync_max_rate: 10 << 20,
         resync_window: 1 << 20,
         al_extents: 67,
+        policies: Policies {
+            zero_primaries: AfterSb0Pri::DiscardNode(NodeId(1)),
+            one_primary: AfterSb1Pri::Consensus,
+            two_primaries: AfterSb2Pri::ViolentlyAs0p,
+            conflict: RrConflict::RetryConnect,
+        },
+        save_discarded: true,
         ..Options::default()
     };
     assert_eq!(e.options, expected);
@@ -222,14 +236,22 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
     for row in &options::OPTIONS {
         let other = match row.key {
             Key::Protocol => continue,
-            Key::AfterSb0Pri | Key::AfterSb1Pri | Key::AfterSb2Pri => continue,
+            Key::AfterSb0Pri => "\"discard-node-bravo\"".to_owned(),
+            Key::AfterSb1Pri => "\"consensus\"".to_owned(),
+            Key::AfterSb2Pri => "\"violently-as0p\"".to_owned(),
+            Key::RrConflict => "\"retry-connect\"".to_owned(),
+            Key::SaveDiscardedDir => "\"/saved\"".to_owned(),
             Key::AllowTwoPrimaries => continue,
             Key::BlockSize => "4096".to_owned(),
             Key::Timeout => "\"7s\"".to_owned(),
             Key::PingInt | Key::PingTimeout | Key::ConnectInt => "\"11s\"".to_owned(),
             Key::DeviceTimeout | Key::DeviceDeadTimeout => "\"11s\"".to_owned(),
+            Key::HandlerTimeout => "\"11s\"".to_owned(),
+            // Not without a handler.
+            Key::Fencing => continue,
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
             Key::AlExtents => "67".to_owned(),
+            Key::AutoPromote => "true".to_owned(),
             Key::BufferSize => "\"33M\"".to_owned(),
             _ => "\"9M\"".to_owned(),
         };
@@ -242,4 +264,25 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
         assert_eq!(changes.len(), 1, "{}", row.name);
         assert_eq!(changes[0].how, row.change, "{}", row.name);
     }
+}
+
+#[test]
+fn handlers_are_read_dumped_and_changed_live() {
+    use twinblk_engine::handler::HandlerKind;
+    let text = sample_and(
+        "[net]\nfencing = \"resource-only\"\n[handlers]\nfence-peer = \"/bin/fence \\\"$TWINBLK_PEER\\\"\"\n",
+    );
+    let with = resource(&text);
+    assert_eq!(
+        with.handlers.command(HandlerKind::FencePeer),
+        Some("/bin/fence \"$TWINBLK_PEER\"")
+    );
+    assert!(with.engine_options().handlers.has(HandlerKind::FencePeer));
+    assert!(!with.engine_options().handlers.has(HandlerKind::SplitBrain));
+    let dumped = dump(&with);
+    assert_eq!(resource(&dumped).handlers, with.handlers, "{dumped}");
+    let changes = diff(&resource(SAMPLE), &with);
+    let paths: Vec<&str> = changes.iter().map(|c| c.path.as_str()).collect();
+    assert_eq!(paths, ["net.fencing", "handlers.fence-peer"]);
+    assert!(changes.iter().all(|c| c.how == How::Live));
 }

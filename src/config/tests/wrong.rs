@@ -77,17 +77,13 @@ fn tables_and_keys_that_do_not_exist() {
 #[test]
 fn what_drbd_has_and_this_version_has_not_is_refused_honestly() {
     for (more, option) in [
-        ("[handlers]\nfence-peer = \"/bin/true\"\n", "`fence-peer`"),
+        ("[handlers]\nquorum-lost = \"/bin/true\"\n", "`quorum-lost`"),
         ("[startup]\nwfc-timeout = 10\n", "`wfc-timeout`"),
         ("[net]\nverify-alg = \"crc32c\"\n", "`verify-alg`"),
         ("[options]\nquorum = \"majority\"\n", "`quorum`"),
         (
             "[net]\nallow-two-primaries = true\n",
             "`allow-two-primaries = true`",
-        ),
-        (
-            "[net]\nafter-sb-1pri = \"consensus\"\n",
-            "`after-sb-1pri` = \"consensus\"",
         ),
     ] {
         let text = refusal(&sample_and(more));
@@ -101,6 +97,12 @@ fn what_drbd_has_and_this_version_has_not_is_refused_honestly() {
             "{text}"
         );
     }
+    let text = refusal(&sample_and("[net]\nrr-conflict = \"auto-discard\"\n"));
+    assert!(text.contains("`crashed-primary`"), "{text}");
+    let text = refusal(&sample_and(
+        "[net]\nafter-sb-0pri = \"discard-node-carol\"\n",
+    ));
+    assert!(text.contains("the nodes are: alpha, bravo"), "{text}");
     assert!(load_text(&sample_and("[handlers]\n[startup]\n")).is_ok());
     let text = refusal(&sample_and("[handlers]\nfence_peer = \"x\"\n"));
     assert!(text.contains("did you mean `fence-peer`?"), "{text}");
@@ -130,6 +132,31 @@ fn a_device_is_one_of_the_nbd_drivers() {
     }
     let text = refusal(&sample_and("[options]\ndevice-timeout = 0\n"));
     assert!(text.contains("device-timeout"), "{text}");
+}
+
+#[test]
+fn a_device_waits_longer_than_for_a_lost_peer() {
+    let with_device = |options: &str| {
+        let device = "id = 0\ndevice = \"/dev/nbd0\"";
+        format!("{}{options}", sample_with("id = 0", device))
+    };
+    let short = "[options]\ndevice-timeout = \"3s\"\ndevice-dead-timeout = \"10s\"\n";
+    // Without a device it does not matter.
+    assert!(load_text(&sample_and(short)).is_ok());
+    let text = refusal(&with_device(short));
+    assert!(
+        text.contains("together (13s)") && text.contains("(13s: `ping-int` and"),
+        "{text}"
+    );
+    assert!(text.contains("| device-dead-timeout = \"10s\""), "{text}");
+    // Now the peer that answers pings and confirms nothing, for 6 s seven times.
+    let text = refusal(&with_device(&short.replace("10s", "39s")));
+    assert!(text.contains("(42s: `timeout` times `ko-count`)"), "{text}");
+    assert!(load_text(&with_device(&short.replace("10s", "40s"))).is_ok());
+    // What is not written has its default; what is written is shown.
+    let text = refusal(&with_device("[net]\nko-count = 100\n"));
+    assert!(text.contains("| ko-count = 100"), "{text}");
+    assert!(load_text(&with_device("[net]\nko-count = 0\n")).is_ok());
 }
 
 #[test]
@@ -203,4 +230,22 @@ fn aliases_are_one_option() {
         "[disk]\nresync-rate = \"1M\"\nc-max-rate = \"2M\"\n",
     ));
     assert!(text.contains("are the same option"), "{text}");
+}
+
+#[test]
+fn fencing_needs_its_handler() {
+    for policy in ["resource-only", "resource-and-stonith"] {
+        let text = refusal(&sample_and(&format!("[net]\nfencing = \"{policy}\"\n")));
+        assert!(
+            text.contains("`fence-peer`") && text.contains("[handlers]"),
+            "{text}"
+        );
+    }
+    let text = refusal(&sample_and("[handlers]\nfence-peer = 3\n"));
+    assert!(text.contains("must be a string"), "{text}");
+    let text = refusal(&sample_and("[handlers]\nfence-peer = \"\"\n"));
+    assert!(text.contains("is empty"), "{text}");
+    let text = refusal(&sample_and("[handlers]\nfencing = \"x\"\n"));
+    assert!(text.contains("unknown key `fencing`"), "{text}");
+    assert!(load_text(&sample_and("[handlers]\nfence-peer = \"true\"\n")).is_ok());
 }

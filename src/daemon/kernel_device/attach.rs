@@ -31,7 +31,7 @@ impl KernelDevice {
 
     /// What the kernel's client is offered, or why nothing is.
     fn offer(&self, reply: &StatusReply) -> Result<Export, Trouble> {
-        let offered = exports::look(&self.resource, reply);
+        let offered = exports::look(&self.resource, reply, false);
         let volume = VolumeId(self.volume);
         let size = reply.status.volumes.iter().find(|v| v.volume == volume);
         match (offered, size) {

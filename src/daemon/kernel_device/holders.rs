@@ -50,8 +50,8 @@ impl fmt::Display for Holder {
             Self::NotFoundOut => write!(f, "it takes too long to find out who holds it"),
             Self::Unknown => write!(
                 f,
-                "something in the kernel holds it (a mount in a namespace without processes, a \
-                 target that exports it, …)"
+                "something in the kernel holds it (a file system that was unmounted lazily and is \
+                 still in use, a mount in a namespace without processes, a target that exports it, …)"
             ),
         }
     }
@@ -106,6 +106,12 @@ fn find_but(index: u32, ours: Option<u32>) -> Vec<Holder> {
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     if swaps.lines().any(|l| is_part(&parts, word(l, 0))) {
         found.insert(Holder::Swap);
+    }
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for (name, file) in loops(block) {
+        if is_on(&table, &file, &parts) {
+            found.insert(Holder::Device(name, file));
+        }
     }
     let processes = processes();
     let mut local = BTreeSet::new();
@@ -181,13 +187,33 @@ fn stacked(block: &Path, index: u32, parts: &[(String, String)], found: &mut BTr
             found.insert(Holder::Device(name, label));
         }
     }
-    for entry in std::fs::read_dir(block).into_iter().flatten().flatten() {
-        let behind = std::fs::read_to_string(entry.path().join("loop/backing_file"));
-        if behind.is_ok_and(|path| is_part(parts, path.trim())) {
-            let name = entry.file_name().to_string_lossy().into_owned();
+    for (name, behind) in loops(block) {
+        if is_part(parts, &behind) {
             found.insert(Holder::Device(name, String::new()));
         }
     }
+}
+
+/// Loop devices in use, and what is behind them.
+fn loops(block: &Path) -> Vec<(String, String)> {
+    let entries = std::fs::read_dir(block).into_iter().flatten().flatten();
+    let one = |entry: std::fs::DirEntry| {
+        let behind = std::fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        Some((name, behind.trim_end_matches('\n').to_owned()))
+    };
+    entries.filter_map(one).collect()
+}
+
+/// Whether a file is on a file system of the device, by a table of mounts: nothing is asked of the file.
+fn is_on(table: &str, file: &str, parts: &[(String, String)]) -> bool {
+    // The longest path that leads to it; of several mounts at one place the last hides the others.
+    let mount = |line: &&str| {
+        let at = unescaped(word(line, 4));
+        Path::new(file).starts_with(&at).then_some(at.len())
+    };
+    let nearest = table.lines().max_by_key(mount);
+    nearest.is_some_and(|line| mount(&line).is_some() && !mounts(line, parts).is_empty())
 }
 
 /// Mounts of the device in a table of mounts (proc(5), mountinfo).
@@ -299,6 +325,22 @@ garbage
 ";
         let at = |path: &str| Holder::Mount(path.into());
         assert_eq!(mounts(table, &parts()), [at("/srv/my data"), at("/btr")]);
+    }
+
+    #[test]
+    fn the_file_system_of_a_file_is_that_of_the_nearest_mount() {
+        let table = "\
+1 0 8:1 / / rw - ext4 /dev/sda1 rw
+30 1 43:1 / /srv rw,relatime shared:1 - ext4 /dev/nbd0p1 rw
+31 30 8:2 / /srv/other rw - ext4 /dev/sda2 rw
+32 1 43:1 / /hidden rw - ext4 /dev/nbd0p1 rw
+33 1 8:3 / /hidden rw - ext4 /dev/sda3 rw
+garbage
+";
+        let on = |file: &str| is_on(table, file, &parts());
+        assert!(on("/srv/image") && on("/srv/a/b"));
+        assert!(!on("/srv/other/image") && !on("/srvother/image") && !on("/image"));
+        assert!(!on("/hidden/image"));
     }
 
     #[test]

@@ -26,6 +26,8 @@ mod orders;
 mod release;
 mod resume;
 mod sysfs;
+#[cfg(test)]
+mod tests;
 mod trouble;
 
 use super::running::{Running, lock};
@@ -540,9 +542,13 @@ impl KernelDevice {
     /// `primary` has succeeded: attaches the device, or says why there is none.
     pub(crate) async fn after_promotion(&self, running: &Arc<Running>) -> Result<(), ErrorBody> {
         let node = lock(&running.config).me.name.clone();
-        self.reconcile(running)
-            .await
-            .map_err(|trouble| trouble.after_promotion(&node))
+        let trouble = match self.reconcile(running).await {
+            Err(trouble) => trouble,
+            Ok(()) if self.status().state == "attached" => return Ok(()),
+            // Another order keeps it away, or the loop did not say where it stands.
+            Ok(()) => Trouble::NotTaken(self.wanted),
+        };
+        Err(trouble.after_promotion(&node))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A generic netlink socket to the kernel's nbd driver: an order, and its answer. Every call may block for
 //! a moment in the kernel; they belong into a thread that may wait.
 
+use super::sysfs;
 use rustix::io::Errno;
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -19,9 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) enum NetlinkError {
     /// The driver is not loaded.
     NoDriver,
+    /// It is loaded, and takes no orders here: it does so in the first network namespace only.
+    OtherNamespace,
     /// It is there, and refuses.
     Refused(Errno),
-    /// It does not answer.
+    /// It does not answer in time.
     Silent,
     /// The conversation failed.
     System(Errno),
@@ -44,21 +47,12 @@ pub(super) struct Nbd {
 impl Nbd {
     /// Opens a socket and finds the driver.
     pub(super) fn open() -> Result<Self, NetlinkError> {
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            Some(GENERIC),
-        )?;
-        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        let mut nbd = Self {
-            socket,
-            family: Family { id: 0, group: None },
-            sequence: 0,
-        };
+        let mut nbd = Self::socket(PATIENCE)?;
         let messages = nbd.order(kernel::find_family).map_err(|e| match e {
-            NetlinkError::Refused(Errno::NOENT) => NetlinkError::NoDriver,
+            NetlinkError::Refused(Errno::NOENT) => match sysfs::is_driver_loaded() {
+                true => NetlinkError::OtherNamespace,
+                false => NetlinkError::NoDriver,
+            },
             other => other,
         })?;
         let family = messages.into_iter().find_map(|m| match m {
@@ -67,6 +61,23 @@ impl Nbd {
         });
         nbd.family = family.ok_or(NetlinkError::System(Errno::PROTO))?;
         Ok(nbd)
+    }
+
+    /// A socket that waits so long for an answer, and does not know the driver yet.
+    fn socket(patience: Duration) -> Result<Self, NetlinkError> {
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(GENERIC),
+        )?;
+        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(patience))?;
+        Ok(Self {
+            socket,
+            family: Family { id: 0, group: None },
+            sequence: 0,
+        })
     }
 
     /// Makes a device; answers its number.
@@ -117,6 +128,7 @@ impl Nbd {
             let count = match recv(&self.socket, &mut buf[..], RecvFlags::empty()) {
                 Ok((count, _)) => count,
                 Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Err(NetlinkError::Silent),
                 Err(error) => return Err(error.into()),
             };
             let answers = kernel::parse(&buf[..count], self.family.id)
@@ -131,5 +143,45 @@ impl Nbd {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// A message that the kernel takes and does not answer: no order (NLMSG_NOOP), no wish for an
+    /// acknowledgement.
+    fn no_order(sequence: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(16u32.to_ne_bytes());
+        bytes.extend(1u16.to_ne_bytes());
+        bytes.extend(1u16.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend(0u32.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_is_not_waited_for_for_ever() {
+        let patience = Duration::from_millis(100);
+        let mut nbd = Nbd::socket(patience).expect("a socket");
+        let began = Instant::now();
+        assert_eq!(nbd.order(no_order), Err(NetlinkError::Silent));
+        assert!(began.elapsed() >= patience, "it was waited for");
+    }
+
+    #[test]
+    fn a_message_for_an_earlier_order_is_no_answer() {
+        let mut nbd = Nbd::socket(Duration::from_millis(100)).expect("a socket");
+        // The kernel's refusal of this one lies there, unread.
+        let early = kernel::disconnect(0x7fff, 7, 0);
+        let kernel = SocketAddrNetlink::new(0, 0);
+        sendto(&nbd.socket, &early, SendFlags::empty(), &kernel).expect("sent");
+        assert_eq!(nbd.order(no_order), Err(NetlinkError::Silent));
+        // Of an order of its own it is the answer.
+        let refused = nbd.order(|sequence| kernel::disconnect(0x7fff, sequence, 0));
+        assert_eq!(refused, Err(NetlinkError::Refused(Errno::NOENT)));
     }
 }

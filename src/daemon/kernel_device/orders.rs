@@ -52,8 +52,13 @@ pub(super) async fn ordered<T: Send + 'static>(
 
 /// Who holds a device.
 pub(super) async fn holders_of(index: u32) -> Vec<Holder> {
-    let found = tokio::time::timeout(ORDER_TIME, blocking(move || holders::find(index)));
-    found.await.unwrap_or_else(|_| vec![Holder::NotFoundOut])
+    looked(move || holders::find(index)).await
+}
+
+/// What a look for holders found; one without an end has found somebody.
+async fn looked(look: impl FnOnce() -> Vec<Holder> + Send + 'static) -> Vec<Holder> {
+    let found = tokio::time::timeout(ORDER_TIME, blocking(look)).await;
+    found.unwrap_or_else(|_| vec![Holder::NotFoundOut])
 }
 
 /// Runs what may wait in a thread that may.
@@ -61,5 +66,53 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Waits until the kernel does something, which it does when the test has seen enough.
+    fn stuck() -> (mpsc::Sender<()>, impl FnOnce()) {
+        let (sender, receiver) = mpsc::channel();
+        (sender, move || {
+            let _ = receiver.recv();
+        })
+    }
+
+    async fn after_its_time<T>(work: impl Future<Output = T>) -> T {
+        let clock = async {
+            // It waits before the time passes.
+            tokio::task::yield_now().await;
+            tokio::time::advance(ORDER_TIME + Duration::from_millis(1)).await;
+        };
+        tokio::join!(work, clock).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_the_kernel_does_not_finish_ends_as_unanswered() {
+        let (enough, wait) = stuck();
+        let order = ordered(move || {
+            wait();
+            Ok(())
+        });
+        let answer: Result<(), NetlinkError> = after_its_time(order).await;
+        assert_eq!(answer, Err(NetlinkError::Silent));
+        drop(enough);
+        assert_eq!(ordered(|| Ok(7)).await, Ok(7), "others go on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_for_holders_without_an_end_has_found_somebody() {
+        let (enough, wait) = stuck();
+        let look = looked(move || {
+            wait();
+            Vec::new()
+        });
+        assert_eq!(after_its_time(look).await, [Holder::NotFoundOut]);
+        drop(enough);
+        assert_eq!(looked(Vec::new).await, []);
     }
 }

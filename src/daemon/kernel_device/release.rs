@@ -85,7 +85,7 @@ impl KernelDevice {
         result.map(|()| self.hold_back())
     }
 
-    fn hold_back(&self) -> Released {
+    pub(super) fn hold_back(&self) -> Released {
         Released::new(&self.held_back, &self.wake)
     }
 

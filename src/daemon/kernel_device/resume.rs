@@ -91,54 +91,15 @@ pub(super) fn may_resume(status: &Status, volume: VolumeId, base: u64) -> Verdic
 #[cfg(test)]
 mod tests {
     use super::*;
-    use twinblk_engine::event::ReplState;
-    use twinblk_engine::ids::NodeId;
-    use twinblk_engine::status::{Activity, PeerStatus, PeerVolumeStatus, VolumeStatus};
-    use twinblk_engine::time::Instant;
+    use crate::daemon::fake_status::healthy;
 
     const BASE: u64 = 0x1234_5678;
 
     fn picture() -> Status {
-        Status {
-            resource: "r0".into(),
-            node: NodeId(0),
-            node_name: "alpha".into(),
-            role: Role::Secondary,
-            suspended: None,
-            suspended_for: twinblk_engine::suspend::Suspended::default(),
-            open_clients: Vec::new(),
-            volumes: vec![VolumeStatus {
-                volume: VolumeId(0),
-                disk: DiskState::UpToDate,
-                reason: String::new(),
-                size: 1 << 20,
-                block_size: 512,
-                // The bit that tells of the role is no other generation.
-                current_uuid: 5,
-                lineage: BASE ^ 1,
-                activity: Activity::default(),
-            }],
-            peers: vec![PeerStatus {
-                node: NodeId(1),
-                name: "bravo".into(),
-                connection: ConnState::Connected,
-                role: Role::Secondary,
-                reason: String::new(),
-                since: Instant(0),
-                unsent: 0,
-                transfer_log: 0,
-                volumes: vec![PeerVolumeStatus {
-                    volume: VolumeId(0),
-                    replication: ReplState::Established,
-                    peer_disk: DiskState::UpToDate,
-                    out_of_sync: 0,
-                    behind: false,
-                    resync: None,
-                    verify: None,
-                    verified: None,
-                }],
-            }],
-        }
+        let mut status = healthy();
+        // The bit that tells of the role is no other generation.
+        status.volumes[0].lineage = BASE ^ 1;
+        status
     }
 
     fn asked(change: impl FnOnce(&mut Status)) -> Verdict {

@@ -5,6 +5,11 @@ use std::path::Path;
 /// Directory of all block devices.
 pub(super) const BLOCK: &str = "/sys/block";
 
+/// Whether the nbd driver is there, as a module or built in.
+pub(super) fn is_driver_loaded() -> bool {
+    Path::new("/sys/module/nbd").exists() || Path::new(BLOCK).join("nbd0").exists()
+}
+
 /// A file of a device, without the line's end.
 fn read(block: &Path, index: u32, file: &str) -> Option<String> {
     let path = block.join(format!("nbd{index}")).join(file);

@@ -12,6 +12,8 @@ use rustix::io::Errno;
 pub(super) enum Trouble {
     /// The module is not there.
     NoDriver(Device),
+    /// The module is there, and cannot be reached from here.
+    OtherNamespace(Device),
     /// The process may not.
     NotPermitted(Device),
     /// Somebody else has it.
@@ -44,7 +46,6 @@ impl Trouble {
         owner: impl FnOnce(u32) -> String,
     ) -> Self {
         match (error, device) {
-            (NetlinkError::NoDriver, _) => Self::NoDriver(device),
             (NetlinkError::Refused(Errno::PERM), _) => Self::NotPermitted(device),
             (NetlinkError::Refused(Errno::BUSY), Device::Number(index)) => Self::Taken {
                 index,
@@ -62,7 +63,6 @@ impl Trouble {
     pub(super) fn of_order(index: u32, error: NetlinkError) -> Self {
         let device = Device::Number(index);
         match error {
-            NetlinkError::NoDriver => Self::NoDriver(device),
             NetlinkError::Refused(Errno::PERM) => Self::NotPermitted(device),
             // "Not configured", or served by somebody else.
             NetlinkError::Refused(Errno::INVAL) => Self::Gone { index },
@@ -73,6 +73,7 @@ impl Trouble {
     fn other(device: Device, error: NetlinkError) -> Self {
         let what = match error {
             NetlinkError::NoDriver => return Self::NoDriver(device),
+            NetlinkError::OtherNamespace => return Self::OtherNamespace(device),
             NetlinkError::Silent => "the kernel does not answer".to_owned(),
             NetlinkError::Refused(errno) | NetlinkError::System(errno) => errno.to_string(),
         };
@@ -87,6 +88,11 @@ impl Trouble {
         match self {
             Self::NoDriver(device) => format!(
                 "{} cannot be attached: the kernel's nbd driver is not loaded",
+                shown(*device)
+            ),
+            Self::OtherNamespace(device) => format!(
+                "{} cannot be attached: the kernel's nbd driver is loaded, but takes orders only in \
+                 the first network namespace, and the daemon runs in another",
                 shown(*device)
             ),
             Self::NotPermitted(device) => format!(
@@ -138,6 +144,10 @@ impl Trouble {
                      /etc/modules-load.d/nbd.conf); the device is then attached by itself"
                 )
             }
+            Self::OtherNamespace(_) => "run the daemon in the network namespace of process 1 (no \
+                `ip netns exec`, no `PrivateNetwork=`, no container with a network of its own), or \
+                remove `device` from its node in the file and use the export's socket"
+                .to_owned(),
             Self::NotPermitted(_) => "run the daemon as root, or remove `device` from its node in \
                 the file and use the export's socket"
                 .to_owned(),
@@ -216,6 +226,9 @@ mod tests {
         assert!(text.contains("modprobe nbd nbds_max=21"), "{text}");
         let text = Trouble::connecting(Device::Auto, NetlinkError::NoDriver, nobody).text();
         assert!(text.contains("modprobe nbd"), "{text}");
+        let text = Trouble::connecting(device, NetlinkError::OtherNamespace, nobody).text();
+        assert!(text.contains("namespace"), "{text}");
+        assert!(!text.contains("modprobe"), "{text}");
         let text = Trouble::connecting(device, refused(Errno::PERM), nobody).text();
         assert!(text.contains("root"), "{text}");
         let owner = |_| "process 812 (nbd-client)".to_owned();

@@ -3,10 +3,12 @@
 //! look at how the decision is made.
 
 use super::{
-    Amount, Context, Decision, Direction, Judgement, Rule, Side, decide, finish_leftover, judge,
+    Amount, Context, Decision, Demotion, Direction, Judgement, Rule, Side, decide, finish_leftover,
+    judge,
 };
 use crate::generations::{is_created, same};
 use crate::ids::NodeId;
+use crate::split_brain::{AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Policies, RrConflict};
 use twinblk_protocol::control::{DiskState, Protocol, Role};
 
 const X: u64 = 0x10;
@@ -35,6 +37,8 @@ const DISKS: [DiskState; 5] = [
 /// Disk, role, dirty, crashed, incarnation, discard.
 const STATES: usize = DISKS.len() * 32;
 const CONTEXTS: usize = 8;
+/// What is set besides, from 0 for the defaults.
+const POLICIES: usize = 6 * 5 * 3 * 4;
 
 fn generations(node: u8) -> Vec<Side> {
     let mut all = Vec::new();
@@ -58,6 +62,9 @@ fn generations(node: u8) -> Vec<Side> {
                     busy: false,
                     relies: 0,
                     relies_next: 0,
+                    changed: 0,
+                    parted_as_primary: false,
+                    in_use: false,
                 });
             }
         }
@@ -84,6 +91,9 @@ fn set_state(side: &mut Side, n: usize) {
     let spread = n.wrapping_mul(0x9e37_79b9) >> 9;
     side.crashed_secondary = spread & 1 != 0;
     side.busy = spread & 2 != 0;
+    side.changed = (spread >> 4) as u64 % 3;
+    side.parted_as_primary = spread & 64 != 0;
+    side.in_use = side.role == Role::Primary && spread & 128 != 0;
     let target = side.disk == DiskState::Inconsistent && spread & 12 == 0;
     side.toward = if target { X } else { 0 };
     let relies = side.role == Role::Primary && spread & 0x70 == 0;
@@ -95,6 +105,17 @@ fn context(n: usize) -> Context {
         protocol: if n & 1 == 0 { Protocol::C } else { Protocol::A },
         allow_two_primaries: n & 2 != 0,
         group: n & 4 != 0,
+        policies: policies(n / CONTEXTS % POLICIES),
+    }
+}
+
+fn policies(n: usize) -> Policies {
+    let zero = AfterSb0Pri::NAMED.get(n % 6).copied();
+    Policies {
+        zero_primaries: zero.unwrap_or(AfterSb0Pri::DiscardNode(NodeId(1))),
+        one_primary: AfterSb1Pri::ALL[n / 6 % 5],
+        two_primaries: AfterSb2Pri::ALL[n / 30 % 3],
+        conflict: RrConflict::ALL[n / 90],
     }
 }
 
@@ -112,7 +133,8 @@ fn check(a: &Side, b: &Side, ctx: &Context) -> Judgement {
         mine.rule == theirs.rule
             && mine.direction == theirs.direction.mirrored()
             && mine.amount == theirs.amount
-            && mine.split_brain == theirs.split_brain,
+            && mine.split_brain == theirs.split_brain
+            && mine.settled == theirs.settled,
         "not mirrored: {}",
         why()
     );
@@ -147,6 +169,19 @@ fn check(a: &Side, b: &Side, ctx: &Context) -> Judgement {
             assert!(!both || ctx.allow_two_primaries, "two Primaries: {}", why());
         }
         Direction::Refuse => assert_eq!(mine.amount, Amount::Nothing, "{}", why()),
+        Direction::Yield => {
+            assert_eq!(mine.amount, Amount::Nothing, "{}", why());
+            let settled = mine.settled.expect("a policy says who");
+            let victim = if settled.victim == a.node { a } else { b };
+            assert_eq!(victim.role, Role::Primary, "{}", why());
+            let how = if victim.in_use {
+                Demotion::Forced
+            } else {
+                Demotion::First
+            };
+            assert_eq!(settled.demotion, how, "{}", why());
+            check_policy(a, b, &mine, ctx, &why);
+        }
         Direction::Later => {
             let broken = |s: &Side| s.disk == DiskState::Inconsistent;
             let waits = a.busy || b.busy || broken(a) && broken(b) || a.toward + b.toward > 0;
@@ -226,10 +261,14 @@ fn check_resync(
             why()
         );
         assert!(
-            target.discard_my_data && !source.discard_my_data,
-            "a split brain is resolved by order only: {}",
+            target.discard_my_data && !source.discard_my_data || judgement.settled.is_some(),
+            "a split brain is resolved by order or policy only: {}",
             why()
         );
+        if let Some(settled) = judgement.settled {
+            assert_eq!(settled.victim, target.node, "{}", why());
+            check_policy(source, target, judgement, ctx, why);
+        }
     } else if fresh || equal {
         assert!(
             !is_created(source.current) || fresh && broken,
@@ -265,6 +304,29 @@ fn check_resync(
     if equal && !fresh {
         check_equal(source, target, judgement, ctx, why);
     }
+}
+
+/// A policy gives nothing up that it was not set for. (What each value chooses: `policies_tests.rs`.)
+fn check_policy(
+    a: &Side,
+    b: &Side,
+    judgement: &Judgement,
+    ctx: &Context,
+    why: &dyn Fn() -> String,
+) {
+    let primaries = [a, b].iter().filter(|s| s.role == Role::Primary).count();
+    let set = if !judgement.split_brain {
+        judgement.rule == Rule::RoleConflict
+            && matches!(
+                ctx.policies.conflict,
+                RrConflict::CallPriLost | RrConflict::Violently
+            )
+    } else {
+        let set = &ctx.policies.names()[primaries] != "disconnect";
+        let ordered = a.discard_my_data || b.discard_my_data;
+        judgement.rule == Rule::BitmapBoth && set && !ordered
+    };
+    assert!(set, "no such policy is set: {}", why());
 }
 
 /// Equal generations: the ladder, rung by rung.
@@ -413,7 +475,8 @@ fn every_pair_of_states() {
 #[test]
 fn every_decision_says_why_and_every_refusal_names_a_way_out() {
     let (all_a, all_b) = (generations(0), generations(1));
-    let size = all_a.len() * all_b.len() * STATES * STATES * CONTEXTS;
+    let contexts = CONTEXTS * POLICIES;
+    let size = all_a.len() * all_b.len() * STATES * STATES * contexts;
     // Coprime to the size, so that no combination of digits is left out.
     let stride = 48_271_000_003usize;
     let mut at = 0usize;
@@ -431,7 +494,7 @@ fn every_decision_says_why_and_every_refusal_names_a_way_out() {
         );
         set_state(&mut a, digit(STATES));
         set_state(&mut b, digit(STATES));
-        let ctx = context(digit(CONTEXTS));
+        let ctx = context(digit(contexts));
         check(&a, &b, &ctx);
         check_words(&decide(&a, &b, &ctx), &decide(&b, &a, &ctx));
         let (a, b) = follow_way_out(a, b, &ctx);
@@ -473,6 +536,16 @@ fn follow_way_out(mut a: Side, mut b: Side, ctx: &Context) -> (Side, Side) {
             }
         }
         let decision = decide(&a, &b, ctx);
+        if let (Direction::Yield, Some(settled)) = (decision.direction, decision.settled) {
+            let victim = if settled.victim == a.node {
+                &mut a
+            } else {
+                &mut b
+            };
+            victim.role = Role::Secondary;
+            victim.discard_my_data = decision.split_brain;
+            continue;
+        }
         if decision.direction != Direction::Refuse {
             return (a, b);
         }

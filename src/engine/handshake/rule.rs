@@ -129,8 +129,9 @@ rules! {
     /// data, so it takes an order. The bitmaps of both are merged: blocks the victim wrote must be
     /// brought back too. A bitmap UUID of 4 ("just created") is no common ground.
     BitmapBoth = "bitmap-both", "bitmap-both [90]",
-        "Equal bitmap UUIDs, different currents: split brain. Refused; with `connect \
-         --discard-my-data` on one Secondary that one is target, by both bitmaps merged.";
+        "Equal bitmap UUIDs, different currents: split brain. Refused, unless a policy chooses a \
+         victim; with `connect --discard-my-data` on one Secondary that one is target, by both \
+         bitmaps merged.";
 
     /// As before, but nothing covers the difference.
     HistoryBoth = "history-both", "history-both [100]",
@@ -161,7 +162,7 @@ rules! {
     /// A resync under a mounted file system changes blocks it has cached. Only an Inconsistent disk
     /// may be repaired under a Primary, and only with data that are not older than its own.
     RoleConflict = "role-conflict", "rr-conflict",
-        "The target would be a Primary in use: refused until it is demoted.";
+        "The target would be a Primary in use: refused until it is demoted, which `rr-conflict` may do.";
 
     /// Two sources at once would write the same blocks in no order, and the older one could come last.
     BusyElsewhere = "busy-elsewhere", "resync dependency",

@@ -31,6 +31,9 @@ pub(super) fn side(node: NodeId, current: u64) -> Side {
         busy: false,
         relies: 0,
         relies_next: 0,
+        changed: 0,
+        parted_as_primary: false,
+        in_use: false,
     }
 }
 
@@ -54,6 +57,9 @@ setters! {
     primary() role = Role::Primary;
     secondary() role = Role::Secondary;
     bits(n: u64) dirty_bits = n;
+    changed(n: u64) changed = n;
+    parted() parted_as_primary = true;
+    used() in_use = true;
     crashed() crashed_primary = true;
     seen() same_incarnation_seen = true;
     unseen() same_incarnation_seen = false;
@@ -84,6 +90,7 @@ pub(super) fn context(protocol: Protocol) -> Context {
         protocol,
         allow_two_primaries: false,
         group: false,
+        policies: crate::split_brain::Policies::default(),
     }
 }
 
@@ -94,6 +101,7 @@ pub(super) fn meet_with(a: &Side, b: &Side, ctx: Context) -> Decision {
     assert_eq!(mine.direction, theirs.direction.mirrored());
     assert_eq!(mine.amount, theirs.amount);
     assert_eq!(mine.split_brain, theirs.split_brain);
+    assert_eq!((mine.settled, mine.retry), (theirs.settled, theirs.retry));
     assert_eq!(
         (&mine.reason, &mine.way_out),
         (&theirs.reason, &theirs.way_out)
@@ -538,7 +546,7 @@ fn two_primaries_are_refused_unless_allowed() {
     let two = Context {
         protocol: Protocol::C,
         allow_two_primaries: true,
-        group: false,
+        ..context(Protocol::C)
     };
     let d = meet_with(&a, &b, two);
     expect(&d, Rule::SameGeneration, Direction::None, Amount::Nothing);

@@ -1,6 +1,7 @@
 //! The decision in words: why, and what leads out of a refusal.
 
-use super::{Amount, Context, Direction, Judgement, Rule, Side};
+use super::{Amount, Context, Demotion, Direction, Judgement, Policy, Rule, Settled, Side};
+use crate::split_brain::AfterSb0Pri;
 use alloc::format;
 use alloc::string::{String, ToString};
 
@@ -36,6 +37,7 @@ pub(super) fn reason(me: &Side, peer: &Side, ctx: &Context, judgement: &Judgemen
         Direction::Target => sync(peer, me, ctx, judgement),
         Direction::Later => later(a, b, judgement.rule),
         Direction::Refuse => refusal(a, b, judgement),
+        Direction::Yield => yields(a, b, judgement),
     };
     if !judgement.split_brain {
         for side in [a, b].into_iter().filter(|s| s.discard_my_data) {
@@ -112,9 +114,15 @@ fn sync(source: &Side, target: &Side, ctx: &Context, judgement: &Judgement) -> S
         }
         Rule::History => format!("{t} has a generation that {s} had earlier"),
         Rule::BitmapBoth | Rule::HistoryBoth => {
+            let by = match judgement.settled {
+                Some(settled) => format!("by {}", policy(settled.policy)),
+                None if target.discard_my_data => "by order".to_string(),
+                None => "for they are not whole".to_string(),
+            };
             format!(
-                "{s} and {t} have both changed, and the data of {} are given up",
-                target.node
+                "{s} and {t} have both changed, and the data of {} are given up {by}{}",
+                target.node,
+                changes(source, target)
             )
         }
         Rule::InconsistentDisk
@@ -187,7 +195,10 @@ fn chosen(source: &Side, target: &Side) -> String {
 fn refusal(a: &Side, b: &Side, judgement: &Judgement) -> String {
     let (na, nb) = (named(a), named(b));
     match judgement.rule {
-        Rule::BitmapBoth | Rule::HistoryBoth => split_brain(a, b),
+        Rule::BitmapBoth | Rule::HistoryBoth => match judgement.settled {
+            Some(settled) => settled_words(a, b, judgement, settled),
+            None => split_brain(a, b),
+        },
         Rule::UnfinishedResync => format!(
             "{na} or {nb} is half of a copy whose generation the other, the Primary, never had: data \
              that only a third node has in full, or had"
@@ -205,6 +216,9 @@ fn refusal(a: &Side, b: &Side, judgement: &Judgement) -> String {
             format!("{na} and {nb} are both Primary, which allow-two-primaries does not allow")
         }
         _ => {
+            if let Some(settled) = judgement.settled {
+                return settled_words(a, b, judgement, settled);
+            }
             let rule = judgement.overruled.map_or("", |(rule, _)| rule.name());
             let primary = the_one(a, b, Side::is_primary).map_or_else(
                 || format!("{na} and {nb}, one of which"),
@@ -220,11 +234,79 @@ fn refusal(a: &Side, b: &Side, judgement: &Judgement) -> String {
     }
 }
 
+/// "after-sb-0pri = discard-zero-changes".
+pub(super) fn policy(policy: Policy) -> String {
+    let zero = |zero: AfterSb0Pri| match zero {
+        AfterSb0Pri::DiscardNode(node) => format!("after-sb-0pri, which names {node}"),
+        _ => format!("after-sb-0pri = {}", zero.name()),
+    };
+    match policy {
+        Policy::Zero(value) => zero(value),
+        Policy::One(value, back) => format!("after-sb-1pri = {} ({})", value.name(), zero(back)),
+        Policy::Two(value, back) => format!("after-sb-2pri = {} ({})", value.name(), zero(back)),
+        Policy::Conflict(value) => format!("rr-conflict = {}", value.name()),
+    }
+}
+
+/// What each has changed since they parted, as far as anybody knows.
+fn changes(one: &Side, other: &Side) -> String {
+    let (a, b) = in_order(one, other);
+    let told = |side: &Side| {
+        let role = if side.parted_as_primary {
+            ", Primary when they parted"
+        } else {
+            ""
+        };
+        format!("{}: {} bytes{role}", side.node, side.changed)
+    };
+    format!(
+        " (changed at most since they parted: {}; {})",
+        told(a),
+        told(b)
+    )
+}
+
+/// The first side gives up its role.
+fn yields(a: &Side, b: &Side, judgement: &Judgement) -> String {
+    match judgement.settled {
+        Some(settled) => settled_words(a, b, judgement, settled),
+        None => format!("{} and {}", named(a), named(b)),
+    }
+}
+
+/// A policy has found a victim, which is Primary.
+fn settled_words(a: &Side, b: &Side, judgement: &Judgement, settled: Settled) -> String {
+    let (na, nb, victim) = (named(a), named(b), settled.victim);
+    let why = if judgement.split_brain {
+        format!(
+            "{na} and {nb} have both changed independently of each other{}, and {} gives the data of \
+             {victim} up",
+            changes(a, b),
+            policy(settled.policy)
+        )
+    } else {
+        let rule = judgement.overruled.map_or("", |(rule, _)| rule.name());
+        format!(
+            "the generations of {na} and {nb} (rule {rule}) demand to overwrite {victim}, and {} allows \
+             it",
+            policy(settled.policy)
+        )
+    };
+    let how = match settled.demotion {
+        Demotion::NotNeeded => "",
+        Demotion::First => "; it is Primary and is demoted first",
+        Demotion::Forced => "; it is Primary and in use: its clients get errors, and it is demoted",
+        Demotion::Handler => "; but it is Primary and in use: its handler is called, nothing else",
+    };
+    format!("{why}{how}")
+}
+
 fn split_brain(a: &Side, b: &Side) -> String {
     let mut text = format!(
-        "{} and {} have both changed independently of each other",
+        "{} and {} have both changed independently of each other{}",
         named(a),
-        named(b)
+        named(b),
+        changes(a, b)
     );
     if a.discard_my_data && b.discard_my_data {
         text.push_str("; both were told to discard their data, one must keep them");

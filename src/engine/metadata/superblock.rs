@@ -105,8 +105,10 @@ flags! {
         FOLLOWED = 2,
         /// It may have got more from a lost Primary than this copy.
         UNRECONCILED = 3,
+        /// When the two were last in touch, this node was Primary.
+        PARTED_AS_PRIMARY = 4,
         /// Its clients are served from this copy, and what it lacks is marked in memory.
-        SERVED = 4,
+        SERVED = 5,
     }
 }
 

@@ -5,9 +5,13 @@
 mod disk;
 mod disk_errors;
 mod diskless;
+mod explained;
+mod fencing;
 mod lineage;
 mod pair;
 mod random;
 mod resize;
 mod scenarios;
+mod split_brain;
+mod suspend;
 mod verify;

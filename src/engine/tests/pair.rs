@@ -42,6 +42,11 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     reads: BTreeMap<u64, u32>,
     pub(crate) stopped: bool,
+    /// How often clients were thrown out.
+    pub(crate) closed_clients: u32,
+    /// What was to be saved and has not been answered, and what need not be any more.
+    pub(crate) saves: Vec<crate::save_discarded::SaveDiscarded>,
+    pub(crate) cancelled: Vec<crate::ids::SaveId>,
     /// Handlers that were asked for and have not been answered.
     pub(crate) handlers: Vec<(crate::ids::HandlerId, crate::handler::HandlerKind)>,
     /// How many metadata, data and comparing operations succeed before some fail.
@@ -162,6 +167,9 @@ impl Pair {
                 log: Vec::new(),
                 reads: BTreeMap::new(),
                 stopped: false,
+                closed_clients: 0,
+                saves: Vec::new(),
+                cancelled: Vec::new(),
                 handlers: Vec::new(),
                 faults: [None; 3],
                 misreads: false,
@@ -202,6 +210,23 @@ impl Pair {
         pair.settle();
         pair.expect_in_sync();
         pair
+    }
+
+    /// Changes the options of both nodes.
+    pub(crate) fn change_options(&mut self, change: impl FnOnce(&mut Options)) {
+        change(&mut self.options);
+        for n in 0..2 {
+            let options = Command::SetOptions(Box::new(self.options.clone()));
+            self.order(n, options).expect("they are taken over");
+        }
+    }
+
+    /// A node is gone, and its peer does not notice: nothing arrives, no link is reported down.
+    pub(crate) fn crash_quietly(&mut self, n: usize) {
+        self.up = false;
+        self.cable = false;
+        self.streams = Default::default();
+        self.crash(n);
     }
 
     pub(crate) fn rng(&mut self) -> u64 {
@@ -308,6 +333,18 @@ impl Pair {
             assert!(!engine.volumes.iter().any(stale), "{}", self.dump());
         }
         for output in out {
+            self.carry_out(n, output);
+        }
+    }
+
+    /// Completions that are due are not delivered: the disk hangs.
+    pub(crate) fn take_completions(&mut self, n: usize) -> Vec<Input> {
+        core::mem::take(&mut self.nodes[n].completions)
+    }
+
+    /// What a call other than [`Self::feed`] asked for.
+    pub(crate) fn carry_out_all(&mut self, n: usize, outputs: Vec<Output>) {
+        for output in outputs {
             self.carry_out(n, output);
         }
     }
@@ -477,7 +514,10 @@ impl Pair {
                     event.severity, event.what, event.cause
                 ));
             }
+            Output::SaveDiscarded(request) => node.saves.push(*request),
+            Output::CancelSave { id } => node.cancelled.push(id),
             Output::Handler { id, kind, .. } => node.handlers.push((id, kind)),
+            Output::CloseClients => node.closed_clients += 1,
             Output::Stopped => node.stopped = true,
         }
     }

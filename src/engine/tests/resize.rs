@@ -169,6 +169,13 @@ fn what_cannot_be_is_refused_with_a_way_out() {
     let engine = pair.nodes[0].engine.as_mut().expect("it runs");
     let client = engine.open_export(V, "fio".into()).expect("Primary");
     refused(&mut pair, to(HALF / 2), K::InUse, "fio");
+    // Whoever it is: a kernel device is no client that could be disconnected.
+    refused(
+        &mut pair,
+        to(HALF / 2),
+        K::InUse,
+        "`twinblk secondary r0` on",
+    );
     // Ordered on the other node, it is the Primary that refuses.
     let refusal = pair.order(1, to(HALF / 2)).expect_err("in use");
     assert!(refusal.reason.contains("fio"), "{refusal:?}");

@@ -1,0 +1,39 @@
+//! `auto-promote`: whoever opens the export on a Secondary makes it Primary, if it may be; when the
+//! last client is gone the engine demotes it again ([`twinblk_engine`], `auto_promote.rs`).
+
+use super::convert;
+use super::running::{Running, lock};
+use crate::driver::mailbox::StatusReply;
+use std::time::Duration;
+use twinblk_engine::command::Command;
+use twinblk_engine::event::Role;
+
+/// How long a client may have to wait for the promotion.
+const TIME: Duration = Duration::from_secs(20);
+
+/// Whether a client that opens the export now is to be announced: this node is Primary, or may become
+/// it, as far as it is known here.
+pub(super) fn lets_in(running: &Running, reply: &StatusReply) -> bool {
+    lock(&running.config).auto_promote()
+        && (reply.status.role == Role::Primary || reply.status.may_promote.is_ok())
+}
+
+/// Announces a client that is about to open the export: the node is promoted for it, and stays Primary
+/// until it has come. The error is for the client.
+pub(super) async fn promote(running: &Running) -> Result<(), String> {
+    let result = running.order(Command::AutoPromote, TIME).await;
+    result.map(drop).map_err(|refusal| {
+        let config = lock(&running.config).clone();
+        let error = convert::error(&config, &refusal);
+        match error.way_out.is_empty() {
+            true => error.reason,
+            false => format!("{}; {}", error.reason, error.way_out),
+        }
+    })
+}
+
+/// The client it was done for did not come.
+pub(super) async fn take_back(running: &Running) {
+    // A refusal means that the resource is going down: then it is demoted anyway.
+    let _ = running.order(Command::AutoDemote, TIME).await;
+}

@@ -1,0 +1,141 @@
+//! A promotion under a fencing policy: every peer that is not connected, and not known to be outdated,
+//! is fenced first. Meanwhile nothing else is held up; the promotion goes on, or is refused, when the
+//! last handler has ended.
+
+use crate::command::{Refusal, RefusalKind};
+use crate::event::{DiskState, Role, Severity};
+use crate::fencing::{Step, words};
+use crate::ids::CommandId;
+use crate::resource::Resource;
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+/// A promotion that waits for handlers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WaitingPromotion {
+    pub(crate) command: CommandId,
+    pub(crate) force: bool,
+}
+
+impl Resource {
+    /// Peers that have to be fenced before this node is promoted.
+    fn to_be_fenced(&self) -> Vec<usize> {
+        let missing = |&p: &usize| !self.peers[p].is_agreed() && !self.is_harmless(p);
+        match self.cfg.options.fencing.calls() {
+            true => (0..self.peers.len()).filter(missing).collect(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Whether a promotion has to wait for a peer to be fenced; then it goes on by itself.
+    pub(crate) fn fences_first(&mut self, command: CommandId, force: bool) -> bool {
+        let peers = self.to_be_fenced();
+        if peers.is_empty() {
+            return false;
+        }
+        let whole = |d| matches!(d, DiskState::UpToDate | DiskState::Consistent);
+        if !self.volumes.iter().all(|v| whole(v.disk)) {
+            // By force a copy is declared current that nobody asks handlers about.
+            for p in peers.into_iter().filter(|_| force) {
+                self.peers[p].fence.overridden = true;
+            }
+            return false;
+        }
+        self.waiting_promotion = Some(WaitingPromotion { command, force });
+        for p in peers {
+            if matches!(
+                self.peers[p].fence.step,
+                Step::Idle | Step::Failed(_) | Step::Due(_)
+            ) {
+                self.peers[p].fence.step = Step::Due(self.now);
+            }
+        }
+        true
+    }
+
+    /// Goes on with a promotion when no handler is missing any more.
+    pub(crate) fn promotion_fenced(&mut self) {
+        let Some(waiting) = self.waiting_promotion else {
+            return;
+        };
+        let busy = |p: &crate::peer::Peer| {
+            let fences = !matches!(p.fence.step, Step::Idle | Step::Failed(_));
+            fences && !p.is_agreed() || p.link.is_some() && !p.is_agreed()
+        };
+        if self.role_change.is_some() || self.peers.iter().any(busy) {
+            return;
+        }
+        self.waiting_promotion = None;
+        for p in 0..self.peers.len() {
+            let fence = &mut self.peers[p].fence;
+            let Step::Failed(_) = &fence.step else {
+                continue;
+            };
+            let step = core::mem::take(&mut fence.step);
+            if waiting.force {
+                fence.overridden = true;
+                let text = format!(
+                    "promoted by force although {} is not fenced: if it is promoted too, the two \
+                     are split",
+                    self.peers[p].name
+                );
+                self.incident(Severity::Error, text);
+                continue;
+            }
+            let refusal = self.not_fenced(p, &step);
+            return self.done(waiting.command, Err(refusal));
+        }
+        self.promote(waiting.command, waiting.force);
+    }
+
+    fn not_fenced(&self, p: usize, step: &Step) -> Refusal {
+        let name = &self.peers[p].name;
+        let current = self.volumes.iter().all(|v| v.is_up_to_date());
+        Refusal {
+            kind: if current {
+                RefusalKind::State
+            } else {
+                RefusalKind::NoUpToDateData
+            },
+            reason: format!(
+                "{name} is not connected and could not be fenced: {}",
+                words(step)
+            ),
+            way_out: format!(
+                "connect {name}, or mend what stands against fencing it and try again; \
+                 `twinblk primary --force {}` promotes all the same, and splits the two if {name} \
+                 is, or was, promoted too",
+                self.cfg.name
+            ),
+        }
+    }
+
+    /// The resource goes down, or is about to.
+    pub(crate) fn forget_waiting_promotion(&mut self) {
+        if let Some(waiting) = self.waiting_promotion.take() {
+            let refusal = Refusal {
+                kind: RefusalKind::State,
+                reason: "the resource is going down".to_string(),
+                way_out: format!("when it is down, `twinblk up {}`", self.cfg.name),
+            };
+            self.done(waiting.command, Err(refusal));
+        }
+    }
+
+    /// Consent was given, and a peer was lost since then: it is fenced first. Answers whether.
+    pub(crate) fn fences_after_all(&mut self, force: bool) -> bool {
+        if self.role == Role::Primary || self.to_be_fenced().is_empty() {
+            return false;
+        }
+        let Some(command) = self.role_change.as_ref().and_then(|c| c.command) else {
+            return false;
+        };
+        if !self.fences_first(command, force) {
+            return false;
+        }
+        self.role_change = None;
+        self.finish_asked(crate::peer::AskedWhat::Promote, false);
+        true
+    }
+}

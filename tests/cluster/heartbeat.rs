@@ -1,0 +1,62 @@
+//! Heartbeat with haresources: `twinblkdisk`, and the watch beside it.
+
+use super::addresses::{address_link_cut, both_links_cut, daemon_and_machine_die, serving};
+use super::pair::Pair;
+
+const HA_CF: &str = "logfile /var/log/ha.log
+keepalive 1
+warntime 3
+deadtime 6
+initdead 12
+udpport 694
+ucast eth0 10.88.0.1
+ucast eth0 10.88.0.2
+auto_failback off
+crm no
+node alpha
+node bravo
+";
+
+fn start(pair: &Pair, node: usize) {
+    let machine = &pair.machines[node];
+    machine.write("/etc/ha.d/ha.cf", HA_CF, 0o644);
+    machine.write("/etc/ha.d/authkeys", "auth 1\n1 sha1 swordfish\n", 0o600);
+    machine.write(
+        "/etc/ha.d/haresources",
+        "alpha twinblkdisk::r0 service IPaddr2::10.88.0.100/24/eth0\n",
+        0o644,
+    );
+    machine.write(
+        "/etc/default/twinblkdisk",
+        "TWINBLK_START_COMMAND=twinblk-start\n",
+        0o644,
+    );
+    machine.ok("ln -sf /usr/local/sbin/service /etc/ha.d/resource.d/service");
+    machine.ok(
+        "mkdir -p /var/run/heartbeat/ccm /var/run/heartbeat/dopd /var/lib/heartbeat && \
+                chown -R hacluster:haclient /var/run/heartbeat",
+    );
+    machine.spawn("heartbeat", "exec /usr/libexec/heartbeat/heartbeat");
+    machine.spawn(
+        "watch",
+        "TWINBLK_CHECK='/usr/local/sbin/service status' \
+         exec /usr/libexec/twinblk/watch r0 /usr/share/heartbeat/hb_standby",
+    );
+}
+
+#[test]
+fn failover_by_heartbeat() {
+    let (mut pair, writer, node) = serving(start);
+    let node = daemon_and_machine_die(&mut pair, &writer, node, start);
+    if crate::all() {
+        address_link_cut(&pair, &writer, node);
+    }
+}
+
+#[test]
+fn heartbeat_without_any_link_and_without_fencing() {
+    if crate::all() {
+        let (pair, writer, _) = serving(start);
+        both_links_cut(&pair, writer);
+    }
+}

@@ -1,0 +1,172 @@
+//! Pacemaker and Corosync: the agent `ocf:twinblk:twinblk` below an address and a service.
+
+use super::lan::Net;
+use super::pair::Pair;
+use super::store::Writer;
+
+const COROSYNC: &str = "totem {
+  version: 2
+  cluster_name: twinblk
+  transport: udpu
+  crypto_cipher: none
+  crypto_hash: none
+}
+nodelist {
+  node {
+    ring0_addr: 10.88.0.1
+    name: alpha
+    nodeid: 1
+  }
+  node {
+    ring0_addr: 10.88.0.2
+    name: bravo
+    nodeid: 2
+  }
+}
+quorum {
+  provider: corosync_votequorum
+  two_node: 1
+  wait_for_all: 0
+}
+logging {
+  to_stderr: no
+  to_logfile: yes
+  logfile: /var/log/corosync/corosync.log
+  to_syslog: no
+}
+";
+
+/// As in docs/cluster/pacemaker.md, with another service and without fencing.
+const RESOURCES: &str = r#"property stonith-enabled=false
+rsc_defaults resource-stickiness=100
+primitive disk ocf:twinblk:twinblk \
+  params resource=r0 start_command=/usr/local/sbin/twinblk-start \
+  op start timeout=240s interval=0 \
+  op stop timeout=100s interval=0 \
+  op promote timeout=90s interval=0 \
+  op demote timeout=90s interval=0 \
+  op notify timeout=90s interval=0 \
+  op monitor role=Master interval=2s timeout=20s \
+  op monitor role=Slave interval=3s timeout=20s
+primitive address ocf:heartbeat:IPaddr2 \
+  params ip=10.88.0.100 cidr_netmask=24 nic=eth0 \
+  op monitor interval=2s timeout=20s
+primitive store ocf:heartbeat:anything \
+  params binfile=/usr/local/sbin/store logfile=/var/log/store.log errlogfile=/var/log/store.log \
+    pidfile=/run/store.pid \
+  op monitor interval=2s timeout=20s
+group site store address
+ms disks disk \
+  meta notify=true promoted-max=1 clone-max=2 clone-node-max=1 interleave=true
+colocation site-with-primary inf: site disks:Master
+order promote-then-site inf: disks:promote site:start
+"#;
+
+/// Starts Corosync and Pacemaker.
+pub fn start_cluster(pair: &Pair, node: usize) {
+    let machine = &pair.machines[node];
+    machine.write("/etc/corosync/corosync.conf", COROSYNC, 0o644);
+    machine.ok(
+        "mkdir -p /var/log/pacemaker /var/log/corosync /var/log/crmsh && \
+                chown hacluster:haclient /var/log/pacemaker",
+    );
+    machine.ok("corosync");
+    crate::wait(
+        "corosync to answer",
+        || {
+            machine
+                .run("corosync-quorumtool -s")
+                .stdout
+                .windows(7)
+                .any(|w| w == b"Quorate")
+                .then_some(())
+        },
+        || machine.say("tail -n 50 /var/log/corosync/corosync.log"),
+    );
+    machine.spawn("pacemakerd", "pacemakerd -f");
+}
+
+/// A cluster that serves from one of the two.
+pub fn serving() -> (Pair, Writer, usize) {
+    let pair = Pair::new();
+    pair.tell("the copies are in sync, Pacemaker starts");
+    for node in 0..2 {
+        start_cluster(&pair, node);
+    }
+    wait_online(&pair, 2);
+    pair.tell("both nodes are online");
+    pair.machines[0].write("/run/resources.crm", RESOURCES, 0o644);
+    pair.machines[0].ok("crm --force configure load update /run/resources.crm 2>&1");
+    let writer = Writer::start(&pair.lan);
+    let node = pair.wait_serves(&[0, 1], &writer);
+    (pair, writer, node)
+}
+
+fn wait_online(pair: &Pair, count: usize) {
+    let online = |node: usize| {
+        let nodes = pair.machines[node].say("crm_mon -1 --output-as=xml --include=none,nodes");
+        nodes.matches("online=\"true\"").count()
+    };
+    crate::wait(
+        "the nodes to be online",
+        || {
+            (0..2)
+                .all(|n| !pair.machines[n].runs() || online(n) == count)
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+}
+
+/// Both copies are the same again, one is Primary, and the cluster has nothing to complain about.
+fn settled(pair: &Pair, writer: &Writer) -> usize {
+    pair.wait_in_sync();
+    let node = pair.wait_serves(&[0, 1], writer);
+    pair.machines[node].say("crm_resource --cleanup");
+    pair.wait_serves(&[0, 1], writer)
+}
+
+#[test]
+fn failover_by_pacemaker() {
+    let (mut pair, writer, mut node) = serving();
+
+    pair.tell("standby");
+    let name = pair.machines[node].name;
+    pair.machines[node].ok(&format!(
+        "crm_attribute --type nodes --node {name} --name standby --update on"
+    ));
+    let other = pair.wait_serves(&[1 - node], &writer);
+    pair.machines[other].ok(&format!(
+        "crm_attribute --type nodes --node {name} --name standby --delete"
+    ));
+    node = settled(&pair, &writer);
+
+    pair.kill_daemon(node);
+    // Its exports died with it; whoever the cluster chooses.
+    node = settled(&pair, &writer);
+
+    pair.cut(Net::Replication);
+    let lost = |n: usize| {
+        pair.status(n)
+            .is_some_and(|s| s["peers"][0]["connection"] != "Connected")
+    };
+    crate::wait(
+        "the peer to be lost",
+        || lost(node).then_some(()),
+        || pair.describe(),
+    );
+    assert_eq!(
+        pair.wait_serves(&[node], &writer),
+        node,
+        "the Primary goes on"
+    );
+    pair.mend(Net::Replication);
+    node = settled(&pair, &writer);
+
+    pair.power_off(node);
+    node = pair.wait_serves(&[1 - node], &writer);
+    pair.power_on(1 - node);
+    start_cluster(&pair, 1 - node);
+    wait_online(&pair, 2);
+    settled(&pair, &writer);
+}
