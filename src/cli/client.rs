@@ -210,7 +210,7 @@ fn checked(name: &str) -> Result<&str, CliError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::api::{Answer, ErrorBody, EventLine, ResourceStatus};
+    use crate::api::{Answer, ErrorBody, EventLine, ResourceStatus, Why};
     use serde_json::Value;
 
     /// Every example of the page is what the types say, no field more and none less.
@@ -223,7 +223,7 @@ mod tests {
             .skip(1)
             .filter_map(|rest| rest.split("```").next())
             .collect();
-        let [answer, refusal, resource, event] = examples.as_slice() else {
+        let [answer, refusal, resource, event, why] = examples.as_slice() else {
             panic!("{} examples", examples.len())
         };
         fn same<T: serde::Serialize + serde::de::DeserializeOwned>(text: &str) {
@@ -235,5 +235,6 @@ mod tests {
         same::<ErrorBody>(refusal);
         same::<ResourceStatus>(resource);
         same::<EventLine>(event);
+        same::<Why>(why);
     }
 }

@@ -30,7 +30,13 @@ fn refuse<T>(kind: RefusalKind, reason: String, way_out: &str) -> Result<T, Refu
 impl Resource {
     /// An order arrived.
     pub(crate) fn command(&mut self, id: CommandId, command: Command) {
-        let waits = self.peers.iter().any(|p| p.freezes()) || self.role_change.is_some();
+        // A connection that is ordered while another order still parts from the peer would be parted with too.
+        let parts = !self.leaving.is_empty()
+            && matches!(
+                command,
+                Command::Connect { .. } | Command::DiscardSaving { .. }
+            );
+        let waits = self.peers.iter().any(|p| p.freezes()) || self.role_change.is_some() || parts;
         if waits && !matches!(command, Command::Stop { .. }) {
             self.waiting_commands.push_back((id, command));
             return;
@@ -88,7 +94,10 @@ impl Resource {
 
     /// Takes up orders that waited.
     pub(crate) fn run_waiting_commands(&mut self) {
-        while self.role_change.is_none() && !self.peers.iter().any(|p| p.freezes()) {
+        while self.role_change.is_none()
+            && self.leaving.is_empty()
+            && !self.peers.iter().any(|p| p.freezes())
+        {
             let Some((id, command)) = self.waiting_commands.pop_front() else {
                 return;
             };
