@@ -39,7 +39,7 @@ fn start(pair: &Pair, node: usize) {
     machine.spawn("heartbeat", "exec /usr/libexec/heartbeat/heartbeat");
     machine.spawn(
         "watch",
-        "TWINBLK_CHECK='/usr/local/sbin/service status' \
+        "TWINBLK_GRACE=20 TWINBLK_CHECK='/usr/local/sbin/service status' \
          exec /usr/libexec/twinblk/watch r0 /usr/share/heartbeat/hb_standby",
     );
 }

@@ -16,7 +16,7 @@ fn start(pair: &Pair, node: usize) {
     );
     machine.spawn(
         "watch",
-        "TWINBLK_CHECK='/usr/local/sbin/service status' \
+        "TWINBLK_GRACE=20 TWINBLK_CHECK='/usr/local/sbin/service status' \
          exec /usr/libexec/twinblk/watch r0 'pkill -USR2 -x ucarp'",
     );
 }
