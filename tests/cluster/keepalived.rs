@@ -57,3 +57,83 @@ fn keepalived_without_any_link_and_without_fencing() {
         both_links_cut(&pair, writer);
     }
 }
+
+/// The classic at boot: "master" and "backup" in quick turns, on both nodes, before and while twinblk's
+/// daemons find one another. One serves in the end, the one that was told so last.
+#[test]
+fn keepalived_flaps_on_both_nodes_at_boot() {
+    if !crate::all() {
+        return;
+    }
+    let (mut pair, writer, _) = serving(start);
+    for node in 0..2 {
+        pair.machines[node].ok("kill $(cat /run/keepalived.pid)");
+    }
+    for round in 0..4 {
+        for node in 0..2 {
+            pair.power_off(node);
+        }
+        for node in 0..2 {
+            pair.boot(node);
+            pair.machines[node].spawn(
+                "flapping",
+                "for word in MASTER BACKUP MASTER BACKUP MASTER; do \
+                 /usr/libexec/twinblk/keepalived-notify r0 INSTANCE any $word 100 & sleep 0.2; done; wait; \
+                 touch /run/flapped",
+            );
+        }
+        for machine in &pair.machines {
+            machine.ok("twinblk-start");
+        }
+        let (last, first) = (round % 2, 1 - round % 2);
+        for machine in &pair.machines {
+            crate::wait(
+                "all calls to end",
+                || {
+                    machine
+                        .run("test -e /run/flapped")
+                        .status
+                        .success()
+                        .then_some(())
+                },
+                || pair.describe(),
+            );
+        }
+        assert!(pair.primaries().len() <= 1, "{}", pair.describe());
+        let call = |node: usize, word: &str| {
+            pair.machines[node]
+                .run(&format!(
+                    "/usr/libexec/twinblk/keepalived-notify r0 INSTANCE any {word} 100"
+                ))
+                .status
+                .success()
+        };
+        assert!(call(first, "BACKUP"), "{}", pair.describe());
+        assert!(call(last, "MASTER"), "{}", pair.describe());
+        assert_eq!(
+            pair.primaries(),
+            [last],
+            "round {round}\n{}",
+            pair.describe()
+        );
+        assert!(!pair.machines[first].run("service status").status.success());
+        pair.machines[last].ok("service status");
+        pair.wait_in_sync();
+        for machine in &pair.machines {
+            let log = machine.ok("cat /var/log/twinblk.log");
+            assert!(!log.contains("split brain"), "{log}");
+        }
+        pair.tell(&format!(
+            "round {round}: {} serves",
+            pair.machines[last].name
+        ));
+    }
+    for node in 0..2 {
+        pair.power_off(node);
+    }
+    for node in 0..2 {
+        pair.power_on(node);
+        start(&pair, node);
+    }
+    super::addresses::settled(&pair, &writer);
+}

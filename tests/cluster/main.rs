@@ -13,6 +13,7 @@ mod harness;
 
 mod addresses;
 mod agent;
+mod fencing;
 mod heartbeat;
 mod keepalived;
 mod lan;

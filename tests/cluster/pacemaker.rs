@@ -170,3 +170,74 @@ fn failover_by_pacemaker() {
     wait_online(&pair, 2);
     settled(&pair, &writer);
 }
+
+/// Corosync is killed on the Primary's node: Pacemaker ends there and leaves running what runs. The other
+/// node thinks it dead and tries; the peer's word stands against it.
+#[test]
+fn pacemaker_loses_corosync_and_the_primary_goes_on() {
+    if !crate::all() {
+        return;
+    }
+    let (pair, writer, node) = serving();
+    pair.tell("kill -9 of corosync");
+    pair.machines[node].ok("kill -9 $(pidof corosync)");
+    let other = &pair.machines[1 - node];
+    crate::wait(
+        "the other node to try",
+        || {
+            other
+                .run("grep -q ' up$' /run/twinblk/hook-r0")
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    for _ in 0..20 {
+        assert_eq!(pair.primaries(), [node], "{}", pair.describe());
+    }
+    assert_eq!(pair.wait_serves(&[node], &writer), node);
+    crate::wait(
+        "pacemaker to end",
+        || (!pair.machines[node].run("pidof pacemakerd").status.success()).then_some(()),
+        || pair.describe(),
+    );
+    start_cluster(&pair, node);
+    wait_online(&pair, 2);
+    settled(&pair, &writer);
+}
+
+#[test]
+fn pacemaker_without_any_link_and_without_fencing() {
+    if crate::all() {
+        let (pair, writer, _) = serving();
+        super::addresses::both_links_cut(&pair, writer);
+    }
+}
+
+/// Who was left behind and knows it is not promoted, though nobody else is there.
+#[test]
+fn pacemaker_does_not_promote_a_stale_copy_that_is_alone() {
+    if !crate::all() {
+        return;
+    }
+    let (mut pair, writer, node) = serving();
+    pair.machines[node].ok("twinblk disconnect r0");
+    pair.wait_serves(&[node], &writer);
+    pair.power_off(node);
+    let other = 1 - node;
+    wait_online(&pair, 1);
+    pair.machines[other].ok("crm_resource --wait --timeout 120");
+    assert_eq!(pair.primaries(), [0; 0], "{}", pair.describe());
+    assert!(!pair.lan.has_address(other));
+    assert_eq!(
+        pair.machines[other].ok("twinblk hook r0 score").trim(),
+        "none"
+    );
+    pair.tell("the stale copy is not promoted");
+    pair.power_on(node);
+    start_cluster(&pair, node);
+    wait_online(&pair, 2);
+    pair.wait_serves(&[node], &writer);
+    settled(&pair, &writer);
+}

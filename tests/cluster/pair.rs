@@ -196,11 +196,16 @@ impl Pair {
         self.machines[node].power_off();
     }
 
-    /// It boots again, with twinblk's daemon; the failover daemon is the story's affair.
-    pub fn power_on(&mut self, node: usize) {
+    /// It boots again, and no daemon runs yet.
+    pub fn boot(&mut self, node: usize) {
         self.tell(&format!("{} boots", self.machines[node].name));
         self.lan.power(node, true);
         self.machines[node].boot();
+    }
+
+    /// It boots again, with twinblk's daemon; the failover daemon is the story's affair.
+    pub fn power_on(&mut self, node: usize) {
+        self.boot(node);
         self.machines[node].ok("twinblk-start");
         self.wait_answers(&self.machines[node]);
     }
