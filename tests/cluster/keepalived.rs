@@ -43,6 +43,28 @@ fn start(pair: &Pair, node: usize) {
     );
 }
 
+/// The same with the fifo instead of the script.
+fn start_with_fifo(pair: &Pair, node: usize) {
+    let machine = &pair.machines[node];
+    let text = CONFIGURATION
+        .replace("NAME", machine.name)
+        .replace(
+            "    notify \"/usr/libexec/twinblk/keepalived-notify r0\"\n",
+            "",
+        )
+        .replace(
+            "    script_user root\n",
+            "    script_user root\n    vrrp_notify_fifo /run/keepalived-twinblk.fifo\n    \
+             vrrp_notify_fifo_script \"/usr/libexec/twinblk/keepalived-fifo r0\"\n",
+        );
+    assert!(text.contains("keepalived-fifo") && !text.contains("keepalived-notify"));
+    machine.write("/etc/keepalived/keepalived.conf", &text, 0o600);
+    machine.spawn(
+        "keepalived",
+        "exec keepalived -n -l -D -f /etc/keepalived/keepalived.conf",
+    );
+}
+
 #[test]
 fn failover_by_keepalived() {
     let (mut pair, writer, node) = serving(start);
@@ -53,7 +75,8 @@ fn failover_by_keepalived() {
 #[test]
 fn keepalived_without_any_link_and_without_fencing() {
     if crate::all() {
-        let (pair, writer, _) = serving(start);
+        let (mut pair, writer, node) = serving(start_with_fifo);
+        daemon_and_machine_die(&mut pair, &writer, node, start_with_fifo);
         both_links_cut(&pair, writer);
     }
 }
@@ -66,8 +89,10 @@ fn keepalived_flaps_on_both_nodes_at_boot() {
         return;
     }
     let (mut pair, writer, _) = serving(start);
-    for node in 0..2 {
-        pair.machines[node].ok("kill $(cat /run/keepalived.pid)");
+    for machine in &pair.machines {
+        machine.ok("kill $(cat /run/keepalived.pid)");
+        // Each call that is refused waits so long for the peer to change its mind.
+        machine.ok("echo UP_TIMEOUT=10 >>/etc/twinblk/cluster/r0.conf");
     }
     for round in 0..4 {
         for node in 0..2 {

@@ -25,7 +25,7 @@ mod ucarp;
 
 /// The long form was asked for.
 fn all() -> bool {
-    let asked = std::env::var_os("TWINBLK_CLUSTER_ALL").is_some_and(|v| v != "0" && v != "");
+    let asked = std::env::var_os("TWINBLK_CLUSTER_ALL").is_some_and(|v| !v.is_empty() && v != "0");
     if !asked {
         println!("skipped: a story of the long form, TWINBLK_CLUSTER_ALL=1");
     }
