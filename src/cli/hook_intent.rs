@@ -2,6 +2,7 @@
 //! when a later one wants something else, so that a flapping daemon does not leave both behind.
 
 use super::exit::{CliError, Code};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ impl Intent {
             .write(true)
             .open(&path)
             .map_err(failed)?;
-        file.lock().map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
         let (number, last) = read(&mut file).map_err(failed)?;
         let mine = if last == wanted { number } else { number + 1 };
         file.rewind().map_err(failed)?;
@@ -57,7 +58,7 @@ impl Intent {
     /// Nobody has called for the opposite since.
     pub(super) fn still_holds(&self) -> Result<(), CliError> {
         let state = File::open(&self.path).and_then(|mut file| {
-            file.lock_shared()?;
+            flock(&file, FlockOperation::LockShared)?;
             read(&mut file)
         });
         match state {

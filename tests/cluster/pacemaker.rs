@@ -144,6 +144,15 @@ fn failover_by_pacemaker() {
     ));
     node = settled(&pair, &writer);
 
+    let other = pair.machines[1 - node].name;
+    pair.tell("move");
+    pair.machines[node].ok(&format!(
+        "crm_resource --resource site --move --node {other}"
+    ));
+    pair.wait_serves(&[1 - node], &writer);
+    pair.machines[node].ok("crm_resource --resource site --clear");
+    node = settled(&pair, &writer);
+
     pair.kill_daemon(node);
     // Its exports died with it; whoever the cluster chooses.
     node = settled(&pair, &writer);
