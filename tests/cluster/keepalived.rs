@@ -1,6 +1,8 @@
 //! keepalived: VRRP, the notify and check scripts.
 
-use super::addresses::{address_link_cut, both_links_cut, daemon_and_machine_die, serving};
+use super::addresses::{
+    address_link_cut, both_links_cut, both_links_cut_with_fencing, daemon_and_machine_die, serving,
+};
 use super::pair::Pair;
 
 /// As in docs/cluster/keepalived.md.
@@ -161,4 +163,11 @@ fn keepalived_flaps_on_both_nodes_at_boot() {
         start(&pair, node);
     }
     super::addresses::settled(&pair, &writer);
+}
+
+#[test]
+fn keepalived_without_any_link_and_with_fencing() {
+    if crate::all() && crate::fencing() {
+        both_links_cut_with_fencing(start);
+    }
 }

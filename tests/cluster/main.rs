@@ -52,3 +52,15 @@ fn wait<T>(
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
+
+/// This twinblk has fencing.
+fn fencing() -> bool {
+    let help = std::process::Command::new(harness::node::TWINBLK)
+        .arg("--help")
+        .output();
+    let has = String::from_utf8_lossy(&help.expect("it runs").stdout).contains("outdate");
+    if !has {
+        println!("skipped: this twinblk has no fencing");
+    }
+    has
+}

@@ -91,7 +91,11 @@ pub fn start_cluster(pair: &Pair, node: usize) {
 
 /// A cluster that serves from one of the two.
 pub fn serving() -> (Pair, Writer, usize) {
-    let pair = Pair::new();
+    serving_with("")
+}
+
+fn serving_with(configuration: &str) -> (Pair, Writer, usize) {
+    let pair = Pair::with(configuration);
     pair.tell("the copies are in sync, Pacemaker starts");
     for node in 0..2 {
         start_cluster(&pair, node);
@@ -247,5 +251,97 @@ fn pacemaker_does_not_promote_a_stale_copy_that_is_alone() {
     start_cluster(&pair, node);
     wait_online(&pair, 2);
     // Whoever it is then, for the other is brought up to date at once.
+    settled(&pair, &writer);
+}
+
+const FENCING: &str = "fencing = \"resource-and-stonith\"
+[handlers]
+fence-peer = \"/usr/libexec/twinblk/crm-fence-peer\"
+unfence-peer = \"/usr/libexec/twinblk/crm-unfence-peer\"
+";
+
+/// With fencing: whatever is cut, there is one Primary; the constraint comes and goes by itself.
+#[test]
+fn pacemaker_with_fencing_never_has_two_primaries() {
+    if !crate::all() || !crate::fencing() {
+        return;
+    }
+    let (mut pair, writer, node) = serving_with(FENCING);
+    let other = 1 - node;
+    let constrained = |node: usize| {
+        let text = pair.machines[node].say("cibadmin --query --scope constraints");
+        text.contains("twinblk-fence-r0-disks")
+    };
+    pair.cut(Net::Replication);
+    crate::wait(
+        "the constraint",
+        || constrained(node).then_some(()),
+        || pair.describe(),
+    );
+    pair.wait_serves(&[node], &writer);
+    pair.mend(Net::Replication);
+    pair.wait_in_sync();
+    crate::wait(
+        "no constraint",
+        || (!constrained(node)).then_some(()),
+        || pair.describe(),
+    );
+    pair.wait_serves(&[node], &writer);
+
+    // Neither node can tell whether the other lives; the one that is Primary goes on.
+    pair.machines[other].ok("rm -f /run/twinblk/hook-r0");
+    pair.cut(Net::Replication);
+    pair.cut(Net::Public);
+    let attempt = "grep -q ' up$' /run/twinblk/hook-r0";
+    crate::wait(
+        "the other node to try",
+        || {
+            pair.machines[other]
+                .run(attempt)
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    crate::wait(
+        "the other node to be refused",
+        || {
+            pair.machines[other]
+                .run("grep -q 'exit 5\\|exit 1' /var/log/twinblk.log")
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    for _ in 0..20 {
+        assert_eq!(pair.primaries(), [node], "{}", pair.describe());
+    }
+    pair.mend(Net::Replication);
+    pair.mend(Net::Public);
+    wait_online(&pair, 2);
+    let node = settled(&pair, &writer);
+
+    // Fenced off by the cluster: then the other takes over.
+    pair.machines[node].ok(
+        "crm --force configure primitive power stonith:null params hostlist=\"alpha bravo\" && \
+         crm --force configure property stonith-enabled=true",
+    );
+    crate::wait(
+        "the fencing device to run",
+        || {
+            pair.machines[node]
+                .say("crm_resource -r power --locate")
+                .contains("running on")
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    pair.power_off(node);
+    pair.wait_serves(&[1 - node], &writer);
+    pair.power_on(node);
+    start_cluster(&pair, node);
+    wait_online(&pair, 2);
     settled(&pair, &writer);
 }
