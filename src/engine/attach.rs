@@ -2,7 +2,8 @@
 //! commits, from the request to those who waited for it.
 
 use crate::bitmap::Bitmap;
-use crate::event::{DiskState, Severity, What};
+use crate::event::{DiskState, Role, Severity, What};
+use crate::handler::{HandlerKind, Then};
 use crate::ids::VolumeId;
 use crate::meta_writer::PagePlace;
 use crate::metadata::BLOCK;
@@ -425,6 +426,11 @@ impl Resource {
         }
         let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
         self.set_disk(v, DiskState::Failed, reason.clone());
+        if self.role == Role::Primary {
+            // Its clients are served from no other copy.
+            let id = self.volumes[v].id;
+            self.call_handler(HandlerKind::PriOnInconDegr, None, Some(id), Then::Nothing);
+        }
         self.tell_state();
         self.volumes[v].log_writer.fail();
         let waiters = self.volumes[v].meta.fail();
