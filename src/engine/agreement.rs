@@ -513,7 +513,10 @@ impl Resource {
                 Direction::Refuse | Direction::Yield => {}
             }
         }
-        self.peers[p].save_to = None;
+        // The file is kept in mind until this copy says that it is being overwritten.
+        if !decisions.iter().any(|d| d.direction == Direction::Target) {
+            self.peers[p].save_to = None;
+        }
         self.tell_state();
         if decisions.iter().any(|d| d.direction == Direction::Target) {
             self.part_from_others(p);

@@ -287,7 +287,7 @@ fn a_secondary_that_loses_its_primary_is_promoted_only_when_that_one_is_fenced()
 /// A switch for the peer's power cannot know that the copy it is to help up is an old one.
 #[test]
 fn a_copy_that_has_slept_is_not_made_current_by_fencing_the_other() {
-    for code in [4, 5, 7] {
+    {
         let mut pair = pair(3, Fencing::ResourceAndStonith);
         pair.cut();
         settle(&mut pair);
@@ -297,12 +297,9 @@ fn a_copy_that_has_slept_is_not_made_current_by_fencing_the_other() {
         pair.start(1);
         settle(&mut pair);
         assert_eq!(pair.disk(1), DiskState::Consistent, "{}", pair.dump());
-        let order = pair.order_async(1, PROMOTE);
-        settle(&mut pair);
-        fence(&mut pair, 1, HandlerResult::Exited(code));
-        let refusal = pair.nodes[1].answers[&order]
-            .clone()
-            .expect_err("it is old");
+        // Nor is the other, which is well, fenced for it.
+        let refusal = pair.order(1, PROMOTE).expect_err("it is old");
+        assert!(!is_asked(&pair, 1));
         assert_eq!(refusal.kind, RefusalKind::NoUpToDateData);
         assert!(refusal.way_out.contains("--force"), "{refusal:?}");
         mend(&mut pair);
