@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// How often to look whether something has changed.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How long the last attempt to promote may take.
+const LAST_ATTEMPT: Duration = Duration::from_secs(2);
+
 /// How long it may take to take an order back.
 const GIVE_UP: Duration = Duration::from_secs(5);
 
@@ -120,7 +123,9 @@ impl Call<'_> {
         }
         // In between somebody may have called the other way round.
         intent.still_holds()?;
-        let order = tokio::time::timeout_at(self.until.into(), self.order("primary"));
+        // An attempt that has begun in time gets its answer: a refusal says more than that time was up.
+        let until = self.until.max(Instant::now() + LAST_ATTEMPT);
+        let order = tokio::time::timeout_at(until.into(), self.order("primary"));
         let Ok(answer) = order.await else {
             // It must not come true after this call has said that it did not.
             let _ = tokio::time::timeout(GIVE_UP, self.order("secondary")).await;
