@@ -525,3 +525,44 @@ fn another_policy_counts_at_once() {
     assert!(!is_frozen(&pair, 0) && pair.disk(1) == DiskState::UpToDate);
     assert_eq!(answered(&pair, &tags), 4, "{}", pair.dump());
 }
+
+#[test]
+fn a_promotion_that_waits_for_a_handler_is_over_when_secondary_is_ordered() {
+    let mut pair = pair(21, Fencing::ResourceAndStonith);
+    pair.cut();
+    settle(&mut pair);
+    let order = pair.order_async(1, PROMOTE);
+    settle(&mut pair);
+    assert!(is_asked(&pair, 1), "{}", pair.dump());
+    pair.order(1, Command::Secondary).expect("it is Secondary");
+    let refusal = pair.nodes[1].answers[&order].clone();
+    let refusal = refusal.expect_err("it does not come true later");
+    assert!(refusal.reason.contains("meanwhile"), "{refusal:?}");
+    fence(&mut pair, 1, HandlerResult::Exited(7));
+    assert_eq!(pair.role(1), Role::Secondary, "{}", pair.dump());
+}
+
+#[test]
+fn an_order_to_discard_does_not_outlive_a_promotion() {
+    let mut pair = pair(22, Fencing::DontCare);
+    pair.cut();
+    settle(&mut pair);
+    let discard = Command::Connect {
+        peer: None,
+        discard_my_data: true,
+        dry_run: false,
+    };
+    pair.order(1, discard).expect("it waits for its peer");
+    pair.order(1, PROMOTE).expect("nobody is asked");
+    pair.write(1, 0, 4096, 9);
+    assert!(pair.logged(1, "does not count any more"));
+    pair.order(1, Command::Secondary).expect("nobody holds it");
+    pair.cable = true;
+    settle(&mut pair);
+    assert_eq!(
+        pair.content(1)[0],
+        9,
+        "confirmed after the order: {}",
+        pair.dump()
+    );
+}
