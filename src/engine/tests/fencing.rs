@@ -552,6 +552,7 @@ fn an_order_to_discard_does_not_outlive_a_promotion() {
         discard_my_data: true,
         dry_run: false,
     };
+    pair.write(0, 0, 4096, 5);
     pair.order(1, discard).expect("it waits for its peer");
     pair.order(1, PROMOTE).expect("nobody is asked");
     pair.write(1, 0, 4096, 9);
