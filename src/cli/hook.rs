@@ -18,6 +18,12 @@ use std::time::{Duration, Instant};
 /// How often to look whether something has changed.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How long the last attempt to promote may take.
+const LAST_ATTEMPT: Duration = Duration::from_secs(2);
+
+/// How long it may take to take an order back.
+const GIVE_UP: Duration = Duration::from_secs(5);
+
 /// Exit code of `status` for a node that is not Primary (LSB: not running).
 const NOT_PRIMARY: u8 = 3;
 /// Exit code of `status` when it cannot be told (LSB: unknown).
@@ -117,7 +123,31 @@ impl Call<'_> {
         }
         // In between somebody may have called the other way round.
         intent.still_holds()?;
-        match self.order("primary").await {
+        // An attempt that has begun in time gets its answer: a refusal says more than that time was up.
+        let until = self.until.max(Instant::now() + LAST_ATTEMPT);
+        let order = tokio::time::timeout_at(until.into(), self.order("primary"));
+        let Ok(answer) = order.await else {
+            // It must not come true after this call has said that it did not.
+            let _ = tokio::time::timeout(GIVE_UP, self.order("secondary")).await;
+            return Err(CliError::new(
+                Code::Timeout,
+                format!(
+                    "{} was not promoted in time; the order was taken back",
+                    self.name
+                ),
+                format!(
+                    "look at `twinblk why {}`; fencing a peer may take longer than this --timeout",
+                    self.name
+                ),
+            ));
+        };
+        if answer.is_ok()
+            && let Err(overtaken) = intent.still_holds()
+        {
+            let _ = tokio::time::timeout(GIVE_UP, self.order("secondary")).await;
+            return Err(overtaken);
+        }
+        match answer {
             Ok(_) => Ok(None),
             // Stale data do not get better by asking again; but a resync may be running.
             Err(error) if error.code == Code::NoUpToDateData as u8 && !catches_up(&status) => {
@@ -132,9 +162,10 @@ impl Call<'_> {
         loop {
             intent.still_holds()?;
             let status = self.client.status(self.name).await?;
-            if !status.up || status.role == "Secondary" {
+            if !status.up {
                 return Ok(());
             }
+            // Also on a Secondary: it may be about to be promoted, and is not any more after this.
             match self.order("secondary").await {
                 Ok(_) => return Ok(()),
                 Err(error) if self.time_is_up() => return Err(error),

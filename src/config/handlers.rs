@@ -32,7 +32,9 @@ impl Handlers {
         let mut handlers = Self::default();
         for (key, value) in table.entries {
             let name: &str = key.get_ref();
-            let Some(kind) = HandlerKind::ALL.into_iter().find(|k| k.name() == name) else {
+            let is_later = later::in_section(SECTION).any(|later| later == name);
+            let mut kinds = HandlerKind::ALL.into_iter().filter(|_| !is_later);
+            let Some(kind) = kinds.find(|k| k.name() == name) else {
                 let (message, help) = unknown(name);
                 reader.bad(key.span(), message, help);
                 continue;

@@ -103,6 +103,11 @@ static LATER: &[(&str, &str, &str)] = &[
     ("options", "peer-ack-window", ""),
     ("options", "peer-ack-delay", ""),
     ("handlers", "before-resync-source", ""),
+    (
+        "handlers",
+        "local-io-error",
+        "a disk that reports an error is out of use: remove the line",
+    ),
     ("handlers", "quorum-lost", ""),
     (
         "startup",

@@ -5,7 +5,7 @@ use super::convert;
 use super::running::{Running, lock};
 use crate::driver::mailbox::StatusReply;
 use std::time::Duration;
-use twinblk_engine::command::Command;
+use twinblk_engine::command::{Command, RefusalKind};
 use twinblk_engine::event::Role;
 
 /// How long a client may have to wait for the promotion.
@@ -20,16 +20,27 @@ pub(super) fn lets_in(running: &Running, reply: &StatusReply) -> bool {
 
 /// Announces a client that is about to open the export: the node is promoted for it, and stays Primary
 /// until it has come. The error is for the client.
-pub(super) async fn promote(running: &Running) -> Result<(), String> {
+pub(super) async fn promote(running: &Running) -> Result<(), Refused> {
     let result = running.order(Command::AutoPromote, TIME).await;
     result.map(drop).map_err(|refusal| {
         let config = lock(&running.config).clone();
         let error = convert::error(&config, &refusal);
-        match error.way_out.is_empty() {
-            true => error.reason,
-            false => format!("{}; {}", error.reason, error.way_out),
+        Refused {
+            pending: refusal.kind == RefusalKind::Timeout,
+            text: match error.way_out.is_empty() {
+                true => error.reason,
+                false => format!("{}; {}", error.reason, error.way_out),
+            },
         }
     })
+}
+
+/// Why a client is not let in.
+pub(super) struct Refused {
+    /// In words, for the client.
+    pub(super) text: String,
+    /// The promotion may still come to something, and then has to be taken back.
+    pub(super) pending: bool,
 }
 
 /// The client it was done for did not come.

@@ -251,9 +251,15 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
         let mut progress = negotiation.feed(&buf[..n], &offer, &mut out);
         // It is let in when the node is Primary for it, and stays so; else it is told why not.
         if let (Progress::Done(_), Some(before)) = (&progress, before) {
+            // Before the answer, too: whoever waits for it may be displaced.
+            promoted.0 = Some(Arc::clone(&door.running));
             match auto_promote::promote(&door.running).await {
-                Ok(()) => promoted.0 = Some(Arc::clone(&door.running)),
-                Err(policy_text) => {
+                Ok(()) => {}
+                Err(refused) => {
+                    if !refused.pending {
+                        promoted.0 = None;
+                    }
+                    let policy_text = refused.text;
                     let refusing = Offer {
                         lookup: Lookup::Refused { policy_text },
                         ..offer

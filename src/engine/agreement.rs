@@ -515,7 +515,10 @@ impl Resource {
                 Direction::Refuse | Direction::Yield => {}
             }
         }
-        self.peers[p].save_to = None;
+        // The file is kept in mind until this copy says that it is being overwritten.
+        if !decisions.iter().any(|d| d.direction == Direction::Target) {
+            self.peers[p].save_to = None;
+        }
         self.tell_state();
         for (v, decision) in decisions.iter().enumerate() {
             // Without a disk there the two were not compared.

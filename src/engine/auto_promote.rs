@@ -22,7 +22,8 @@ impl Resource {
         let was = self.role;
         self.promote(id, false);
         // A promotion that was refused left nothing under way.
-        if self.role == Role::Primary || self.role_change.is_some() {
+        let waits = self.role_change.is_some() || self.waiting_promotion.is_some();
+        if self.role == Role::Primary || waits {
             self.auto.awaited += 1;
             self.auto.promoted |= was != Role::Primary;
         }
@@ -46,7 +47,7 @@ impl Resource {
 
     /// Demotes when the last client is gone.
     pub(crate) fn auto_progress(&mut self) {
-        if self.role_change.is_some() {
+        if self.role_change.is_some() || self.waiting_promotion.is_some() {
             return;
         }
         if self.role != Role::Primary {

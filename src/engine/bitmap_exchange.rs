@@ -237,6 +237,7 @@ impl Resource {
                 let base = self.volumes[v].generations.current;
                 self.peers[p].volumes[v].start.ready = true;
                 let reason = "the source sends what is out of sync";
+                self.peers[p].save_to = None;
                 self.set_replication(p, v, ReplState::SyncTarget, reason);
                 self.begin_resync(p, v);
                 self.tell_state();

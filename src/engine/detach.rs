@@ -48,6 +48,10 @@ impl Resource {
         let waiters = self.volumes[v].meta.fail();
         self.commit_failed(v, waiters, &reason);
         let id = self.volumes[v].id;
+        if error && self.role == Role::Primary && self.volumes[v].remote.is_none() {
+            // Its clients are served from no other copy.
+            self.call_handler(HandlerKind::PriOnInconDegr, None, Some(id), Then::Nothing);
+        }
         let told = error
             && self.cfg.options.on_io_error == OnIoError::CallLocalIoError
             && self.call_handler(

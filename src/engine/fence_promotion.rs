@@ -42,6 +42,25 @@ impl Resource {
             }
             return false;
         }
+        // What handlers do counts only for a copy that was current in this life: to have a peer fenced for
+        // another would take the only current copy out of service and help nobody.
+        let late = |v: &&crate::volume::Volume| v.disk == DiskState::Consistent && !v.was_current;
+        if let (Some(v), false) = (self.volumes.iter().find(late), force) {
+            let name = &self.peers[peers[0]].name;
+            let refusal = Refusal {
+                kind: RefusalKind::NoUpToDateData,
+                reason: format!(
+                    "{} has not met {name} since this node was started: {name} may have gone on before",
+                    v.id
+                ),
+                way_out: format!(
+                    "connect {name}, or, if you know that it has no newer data, `twinblk primary --force {}`",
+                    self.cfg.name
+                ),
+            };
+            self.done(command, Err(refusal));
+            return true;
+        }
         self.waiting_promotion = Some(WaitingPromotion { command, force });
         for p in peers {
             if matches!(
@@ -111,15 +130,27 @@ impl Resource {
         }
     }
 
-    /// The resource goes down, or is about to.
-    pub(crate) fn forget_waiting_promotion(&mut self) {
+    /// A promotion that waits comes to nothing: the resource goes down, or something else was ordered.
+    pub(crate) fn forget_waiting_promotion(&mut self, reason: &str, way_out: &str) {
         if let Some(waiting) = self.waiting_promotion.take() {
             let refusal = Refusal {
                 kind: RefusalKind::State,
-                reason: "the resource is going down".to_string(),
-                way_out: format!("when it is down, `twinblk up {}`", self.cfg.name),
+                reason: reason.to_string(),
+                way_out: way_out.to_string(),
             };
             self.done(waiting.command, Err(refusal));
+        }
+    }
+
+    /// What a promotion was granted against the policy counts for that reign only, and only a Primary, or
+    /// who is about to be one, has peers fenced.
+    pub(crate) fn reign_is_over(&mut self) {
+        let waits = self.waiting_promotion.is_some();
+        for peer in &mut self.peers {
+            peer.fence.overridden = false;
+            if !waits && matches!(peer.fence.step, Step::Failed(_) | Step::Due(_)) {
+                peer.fence.step = Step::Idle;
+            }
         }
     }
 

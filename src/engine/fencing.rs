@@ -119,7 +119,7 @@ impl Resource {
         let led = self.peers[p].role == Role::Primary || link.granted.is_some() || told_primary;
         let mut caught = Caught::Answered;
         if !met {
-            self.as_outdated_as_before(p, &link.was_outdated);
+            self.as_outdated_as_before(p, link);
             if self.peers[p].fence.awaited {
                 caught = Caught::Wait;
             }
@@ -137,6 +137,19 @@ impl Resource {
                 self.peers[p].volumes[v].unfenced = true;
                 self.doubt(v);
             }
+        }
+        if self.role != Role::Primary
+            && policy.calls()
+            && matches!(
+                self.peers[p].fence.step,
+                Step::Running(_) | Step::Answered(_)
+            )
+        {
+            // It may have become current since the handler was called: what that did counts no more.
+            self.peers[p].fence.step = match self.waiting_promotion {
+                Some(_) => Step::Due(self.now),
+                None => Step::Idle,
+            };
         }
         if self.role != Role::Primary || harmless || !policy.calls() {
             return caught;
@@ -182,7 +195,7 @@ impl Resource {
 
     /// This node has become Primary: peers that were lost on the way are fenced.
     pub(crate) fn fence_missing(&mut self) {
-        if !self.cfg.options.fencing.calls() {
+        if !self.cfg.options.fencing.calls() || self.stopping.is_some() {
             return;
         }
         for p in 0..self.peers.len() {
@@ -218,9 +231,22 @@ impl Resource {
     }
 
     /// The handshake came to nothing: the peer is what it was.
-    fn as_outdated_as_before(&mut self, p: usize, was: &[bool]) {
+    fn as_outdated_as_before(&mut self, p: usize, link: &Link) {
         let node = self.peers[p].node;
-        for (v, _) in was.iter().enumerate().filter(|&(_, &was)| was) {
+        for (v, _) in link
+            .was_outdated
+            .iter()
+            .enumerate()
+            .filter(|&(_, &was)| was)
+        {
+            // What it has just said of itself is newer than what was known.
+            let went_on = link.facts.as_ref().is_some_and(|f| {
+                let disk = f.volumes.get(v).map_or(DiskState::DUnknown, |f| f.disk);
+                f.role == Role::Primary || disk > DiskState::Outdated
+            });
+            if went_on {
+                continue;
+            }
             self.set_peer_flag(v, node, PeerFlags::OUTDATED, true);
             self.commit(v, false, None);
         }
@@ -261,6 +287,10 @@ impl Resource {
         for p in 0..self.peers.len() {
             // A handshake under way decides by itself, and changes nothing it has told.
             let talks = self.peers[p].link.is_some();
+            let needed = self.role == Role::Primary || self.waiting_promotion.is_some();
+            if !needed && matches!(self.peers[p].fence.step, Step::Due(_)) {
+                self.peers[p].fence.step = Step::Idle;
+            }
             match &self.peers[p].fence.step {
                 Step::Due(at) if *at <= self.now && !talks => self.call_fence_peer(p),
                 Step::Answered(result) if !talks && !self.peers.iter().any(|p| p.freezes()) => {
@@ -405,7 +435,8 @@ impl Resource {
                 continue;
             }
             self.volumes[v].bump_owed = false;
-            if self.needs_new_generation(v) && self.role == Role::Primary {
+            let current = self.volumes[v].is_up_to_date() && self.role == Role::Primary;
+            if current && self.needs_new_generation(v) {
                 self.start_new_generation(v);
             } else {
                 self.release_held();

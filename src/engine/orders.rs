@@ -344,7 +344,8 @@ impl Resource {
             written: false,
             left: 0,
         });
-        self.forget_waiting_promotion();
+        let way_out = format!("when it is down, `twinblk up {}`", self.cfg.name);
+        self.forget_waiting_promotion("the resource is going down", &way_out);
         self.fail_suspended("the resource goes down");
         self.thaw();
         while let Some(key) = self.logged.pop_front().or_else(|| self.gated.pop_front()) {

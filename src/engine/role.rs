@@ -300,6 +300,8 @@ impl Resource {
     /// `secondary`.
     pub(crate) fn demote(&mut self, id: Option<CommandId>) {
         if self.role != Role::Primary {
+            // A promotion that waits for handlers would come later than this answer, and belie it.
+            self.forget_waiting_promotion("`secondary` was ordered meanwhile", "");
             if let Some(id) = id {
                 self.done(id, Ok(format!("{} is already Secondary", self.cfg.me.name)));
             }
@@ -459,6 +461,9 @@ impl Resource {
         };
         self.evicting = false;
         let commit = result.is_ok();
+        if !commit && self.role != Role::Primary {
+            self.reign_is_over();
+        }
         self.finish_asked(AskedWhat::Promote, commit);
         if let Some(id) = change.command {
             self.done(id, result);
@@ -474,9 +479,19 @@ impl Resource {
     pub(crate) fn set_role(&mut self, role: Role, cause: &str) {
         let old = core::mem::replace(&mut self.role, role);
         if role == Role::Primary {
+            // Whoever is promoted writes what nobody has given up.
+            let mut forgot = false;
             for peer in &mut self.peers {
                 peer.gives_up = false;
+                forgot |= core::mem::take(&mut peer.discard_my_data);
+                peer.save_to = None;
             }
+            if forgot {
+                let text = "the order to discard this node's data does not count any more: it was promoted";
+                self.incident(Severity::Warning, text.to_string());
+            }
+        } else {
+            self.reign_is_over();
         }
         if old != role {
             self.role_since = self.now;

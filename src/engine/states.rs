@@ -117,7 +117,7 @@ pub const DISKS: &[Meaning<DiskState>] = &[
     ),
     means(
         Failed,
-        "an I/O error took it out of use; it stays so until it is attached by hand",
+        "an I/O error took it out of use; it stays so until the resource goes down and up",
     ),
     means(Negotiating, "not used by this version"),
     means(

@@ -33,8 +33,8 @@ fn a_wrong_file_is_shown_with_its_line() {
         ),
         (
             "[net]",
-            "[handlers]\nfence-peer = \"/x\"\n[net]",
-            &["fence-peer", "not supported"],
+            "[handlers]\nquorum-lost = \"/x\"\n[net]",
+            &["quorum-lost", "not supported"],
         ),
     ];
     for (from, to, words) in cases {

@@ -32,7 +32,11 @@ CHECK='/usr/local/sbin/service status'
 
 /// A pair in sync with the service installed and `start` called for each machine.
 pub fn serving(start: impl Fn(&Pair, usize)) -> (Pair, Writer, usize) {
-    let pair = Pair::new();
+    serving_with("", start)
+}
+
+fn serving_with(configuration: &str, start: impl Fn(&Pair, usize)) -> (Pair, Writer, usize) {
+    let pair = Pair::with(configuration);
     for machine in &pair.machines {
         machine.write("/usr/local/sbin/service", SERVICE, 0o755);
         machine.write("/etc/twinblk/cluster/r0.conf", SETTINGS, 0o600);
@@ -133,6 +137,49 @@ pub fn both_links_cut(pair: &Pair, writer: Writer) {
         || pair.describe(),
     );
     pair.tell("the split brain is told on both nodes");
+}
+
+/// No link at all, and a fencing that can make sure of nothing: the Primary's I/O waits, and nobody else
+/// becomes Primary. When a link is back it goes on, and nothing is lost.
+pub fn both_links_cut_with_fencing(start: impl Fn(&Pair, usize)) {
+    let configuration = "fencing = \"resource-and-stonith\"\n[handlers]\nfence-peer = \"exit 1\"\n";
+    let (pair, writer, node) = serving_with(configuration, start);
+    let other = &pair.machines[1 - node];
+    other.ok("rm -f /run/twinblk/hook-r0");
+    pair.cut(Net::Replication);
+    pair.cut(Net::Public);
+    crate::wait(
+        "the other node to be told to take over",
+        || {
+            other
+                .run("grep -q ' up$' /run/twinblk/hook-r0")
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    let suspended = || {
+        let text = pair.machines[node].say("twinblk status r0");
+        text.contains("suspended")
+    };
+    crate::wait(
+        "I/O to wait",
+        || suspended().then_some(()),
+        || pair.describe(),
+    );
+    let other_tried = "tail -n 50 /var/log/twinblk.log | grep -q 'fence-peer'";
+    crate::wait(
+        "the other node to ask for fencing",
+        || other.run(other_tried).status.success().then_some(()),
+        || pair.describe(),
+    );
+    for _ in 0..20 {
+        assert_eq!(pair.primaries(), [node], "{}", pair.describe());
+    }
+    pair.mend(Net::Replication);
+    pair.mend(Net::Public);
+    settled(&pair, &writer);
 }
 
 const ONE_WRITE: &str = "#!/usr/bin/python3

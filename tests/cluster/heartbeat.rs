@@ -1,6 +1,8 @@
 //! Heartbeat with haresources: `twinblkdisk`, and the watch beside it.
 
-use super::addresses::{address_link_cut, both_links_cut, daemon_and_machine_die, serving};
+use super::addresses::{
+    address_link_cut, both_links_cut, both_links_cut_with_fencing, daemon_and_machine_die, serving,
+};
 use super::pair::Pair;
 
 const HA_CF: &str = "logfile /var/log/ha.log
@@ -39,7 +41,7 @@ fn start(pair: &Pair, node: usize) {
     machine.spawn("heartbeat", "exec /usr/libexec/heartbeat/heartbeat");
     machine.spawn(
         "watch",
-        "TWINBLK_CHECK='/usr/local/sbin/service status' \
+        "TWINBLK_GRACE=20 TWINBLK_CHECK='/usr/local/sbin/service status' \
          exec /usr/libexec/twinblk/watch r0 /usr/share/heartbeat/hb_standby",
     );
 }
@@ -58,5 +60,12 @@ fn heartbeat_without_any_link_and_without_fencing() {
     if crate::all() {
         let (pair, writer, _) = serving(start);
         both_links_cut(&pair, writer);
+    }
+}
+
+#[test]
+fn heartbeat_without_any_link_and_with_fencing() {
+    if crate::all() && crate::fencing() {
+        both_links_cut_with_fencing(start);
     }
 }

@@ -29,8 +29,9 @@ impl Machine {
     /// Starts the first process and waits until it has made the root.
     pub fn boot(&mut self) {
         let init = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/init");
-        let child = Command::new("ip")
-            .args(["netns", "exec", &self.space])
+        // With the test, however that ends, everything in it ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "ip", "netns", "exec", &self.space])
             .args(["unshare", "-m", "-i", "-u", "-p", "-f", "--kill-child"])
             .args(["/bin/sh", init, self.name])
             .arg(&self.directory)

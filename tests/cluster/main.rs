@@ -13,6 +13,7 @@ mod harness;
 
 mod addresses;
 mod agent;
+mod fencing;
 mod heartbeat;
 mod keepalived;
 mod lan;
@@ -24,7 +25,7 @@ mod ucarp;
 
 /// The long form was asked for.
 fn all() -> bool {
-    let asked = std::env::var_os("TWINBLK_CLUSTER_ALL").is_some_and(|v| v != "0" && !v.is_empty());
+    let asked = std::env::var_os("TWINBLK_CLUSTER_ALL").is_some_and(|v| !v.is_empty() && v != "0");
     if !asked {
         println!("skipped: a story of the long form, TWINBLK_CLUSTER_ALL=1");
     }
@@ -50,4 +51,16 @@ fn wait<T>(
         );
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+}
+
+/// This twinblk has fencing.
+fn fencing() -> bool {
+    let help = std::process::Command::new(harness::node::TWINBLK)
+        .arg("--help")
+        .output();
+    let has = String::from_utf8_lossy(&help.expect("it runs").stdout).contains("outdate");
+    if !has {
+        println!("skipped: this twinblk has no fencing");
+    }
+    has
 }

@@ -83,12 +83,19 @@ pub fn start_cluster(pair: &Pair, node: usize) {
         },
         || machine.say("tail -n 50 /var/log/corosync/corosync.log"),
     );
-    machine.spawn("pacemakerd", "pacemakerd -f");
+    // One that has lost its corosync waits for it.
+    if !machine.run("pidof pacemakerd").status.success() {
+        machine.spawn("pacemakerd", "exec pacemakerd -f");
+    }
 }
 
 /// A cluster that serves from one of the two.
 pub fn serving() -> (Pair, Writer, usize) {
-    let pair = Pair::new();
+    serving_with("")
+}
+
+fn serving_with(configuration: &str) -> (Pair, Writer, usize) {
+    let pair = Pair::with(configuration);
     pair.tell("the copies are in sync, Pacemaker starts");
     for node in 0..2 {
         start_cluster(&pair, node);
@@ -141,6 +148,15 @@ fn failover_by_pacemaker() {
     ));
     node = settled(&pair, &writer);
 
+    let other = pair.machines[1 - node].name;
+    pair.tell("move");
+    pair.machines[node].ok(&format!(
+        "crm_resource --resource site --move --node {other}"
+    ));
+    pair.wait_serves(&[1 - node], &writer);
+    pair.machines[node].ok("crm_resource --resource site --clear");
+    node = settled(&pair, &writer);
+
     pair.kill_daemon(node);
     // Its exports died with it; whoever the cluster chooses.
     node = settled(&pair, &writer);
@@ -167,6 +183,165 @@ fn failover_by_pacemaker() {
     node = pair.wait_serves(&[1 - node], &writer);
     pair.power_on(1 - node);
     start_cluster(&pair, 1 - node);
+    wait_online(&pair, 2);
+    settled(&pair, &writer);
+}
+
+/// Corosync is killed on the Primary's node: Pacemaker ends there and leaves running what runs. The other
+/// node thinks it dead and tries; the peer's word stands against it.
+#[test]
+fn pacemaker_loses_corosync_and_the_primary_goes_on() {
+    if !crate::all() {
+        return;
+    }
+    let (pair, writer, node) = serving();
+    pair.tell("kill -9 of corosync");
+    pair.machines[node].ok("kill -9 $(pidof corosync)");
+    let other = &pair.machines[1 - node];
+    crate::wait(
+        "the other node to try",
+        || {
+            other
+                .run("grep -q ' up$' /run/twinblk/hook-r0")
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    for _ in 0..20 {
+        assert_eq!(pair.primaries(), [node], "{}", pair.describe());
+    }
+    assert_eq!(pair.wait_serves(&[node], &writer), node);
+    pair.tell("corosync comes back");
+    start_cluster(&pair, node);
+    wait_online(&pair, 2);
+    settled(&pair, &writer);
+}
+
+#[test]
+fn pacemaker_without_any_link_and_without_fencing() {
+    if crate::all() {
+        let (pair, writer, _) = serving();
+        super::addresses::both_links_cut(&pair, writer);
+    }
+}
+
+/// Who was left behind and knows it is not promoted, though nobody else is there.
+#[test]
+fn pacemaker_does_not_promote_a_stale_copy_that_is_alone() {
+    if !crate::all() {
+        return;
+    }
+    let (mut pair, writer, node) = serving();
+    pair.machines[node].ok("twinblk disconnect r0");
+    pair.wait_serves(&[node], &writer);
+    pair.power_off(node);
+    let other = 1 - node;
+    wait_online(&pair, 1);
+    pair.machines[other].ok("crm_resource --wait --timeout 120");
+    assert_eq!(pair.primaries(), [0; 0], "{}", pair.describe());
+    assert!(!pair.lan.has_address(other));
+    assert_eq!(
+        pair.machines[other].ok("twinblk hook r0 score").trim(),
+        "none"
+    );
+    pair.tell("the stale copy is not promoted");
+    pair.power_on(node);
+    start_cluster(&pair, node);
+    wait_online(&pair, 2);
+    // Whoever it is then, for the other is brought up to date at once.
+    settled(&pair, &writer);
+}
+
+const FENCING: &str = "fencing = \"resource-and-stonith\"
+[handlers]
+fence-peer = \"/usr/libexec/twinblk/crm-fence-peer\"
+unfence-peer = \"/usr/libexec/twinblk/crm-unfence-peer\"
+";
+
+/// With fencing: whatever is cut, there is one Primary; the constraint comes and goes by itself.
+#[test]
+fn pacemaker_with_fencing_never_has_two_primaries() {
+    if !crate::all() || !crate::fencing() {
+        return;
+    }
+    let (mut pair, writer, node) = serving_with(FENCING);
+    let other = 1 - node;
+    let constrained = |node: usize| {
+        let text = pair.machines[node].say("cibadmin --query --scope constraints");
+        text.contains("twinblk-fence-r0-disks")
+    };
+    pair.cut(Net::Replication);
+    crate::wait(
+        "the constraint",
+        || constrained(node).then_some(()),
+        || pair.describe(),
+    );
+    pair.wait_serves(&[node], &writer);
+    pair.mend(Net::Replication);
+    pair.wait_in_sync();
+    crate::wait(
+        "no constraint",
+        || (!constrained(node)).then_some(()),
+        || pair.describe(),
+    );
+    pair.wait_serves(&[node], &writer);
+
+    // Neither node can tell whether the other lives; the one that is Primary goes on.
+    pair.machines[other].ok("rm -f /run/twinblk/hook-r0");
+    pair.cut(Net::Replication);
+    pair.cut(Net::Public);
+    let attempt = "grep -q ' up$' /run/twinblk/hook-r0";
+    crate::wait(
+        "the other node to try",
+        || {
+            pair.machines[other]
+                .run(attempt)
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    crate::wait(
+        "the other node to be refused",
+        || {
+            pair.machines[other]
+                .run("grep -q 'exit 5\\|exit 1' /var/log/twinblk.log")
+                .status
+                .success()
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    for _ in 0..20 {
+        assert_eq!(pair.primaries(), [node], "{}", pair.describe());
+    }
+    pair.mend(Net::Replication);
+    pair.mend(Net::Public);
+    wait_online(&pair, 2);
+    let node = settled(&pair, &writer);
+
+    // Fenced off by the cluster: then the other takes over.
+    pair.machines[node].ok(
+        "crm --force configure primitive power stonith:null params hostlist=\"alpha bravo\" && \
+         crm --force configure property stonith-enabled=true",
+    );
+    crate::wait(
+        "the fencing device to run",
+        || {
+            pair.machines[node]
+                .say("crm_resource -r power --locate")
+                .contains("running on")
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    pair.power_off(node);
+    pair.wait_serves(&[1 - node], &writer);
+    pair.power_on(node);
+    start_cluster(&pair, node);
     wait_online(&pair, 2);
     settled(&pair, &writer);
 }

@@ -67,6 +67,11 @@ ping-timeout = 2
 impl Pair {
     /// Two machines whose copies are in sync; nobody is Primary, no failover daemon runs yet.
     pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// The same, with more lines of configuration, the first of them in `[net]`.
+    pub fn with(more: &str) -> Self {
         static PAIRS: AtomicU32 = AtomicU32::new(0);
         let lan = Lan::new(PAIRS.fetch_add(1, Ordering::Relaxed));
         // In memory: an overlay's changes must not lie below it.
@@ -87,7 +92,11 @@ impl Pair {
         for machine in &mut pair.machines {
             machine.boot();
             machine.ok(&format!("ln -sf {TWINBLK} /usr/local/sbin/twinblk"));
-            machine.write("/etc/twinblk/r0.toml", CONFIGURATION, 0o600);
+            machine.write(
+                "/etc/twinblk/r0.toml",
+                &format!("{CONFIGURATION}{more}"),
+                0o600,
+            );
             machine.write("/usr/local/sbin/twinblk-supervise", SUPERVISE, 0o755);
             machine.write("/usr/local/sbin/twinblk-start", START, 0o755);
             machine.ok(concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/install"));
@@ -196,11 +205,16 @@ impl Pair {
         self.machines[node].power_off();
     }
 
-    /// It boots again, with twinblk's daemon; the failover daemon is the story's affair.
-    pub fn power_on(&mut self, node: usize) {
+    /// It boots again, and no daemon runs yet.
+    pub fn boot(&mut self, node: usize) {
         self.tell(&format!("{} boots", self.machines[node].name));
         self.lan.power(node, true);
         self.machines[node].boot();
+    }
+
+    /// It boots again, with twinblk's daemon; the failover daemon is the story's affair.
+    pub fn power_on(&mut self, node: usize) {
+        self.boot(node);
         self.machines[node].ok("twinblk-start");
         self.wait_answers(&self.machines[node]);
     }

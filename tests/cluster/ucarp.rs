@@ -1,6 +1,8 @@
 //! ucarp: CARP, the up and down scripts, and the watch beside it.
 
-use super::addresses::{address_link_cut, both_links_cut, daemon_and_machine_die, serving};
+use super::addresses::{
+    address_link_cut, both_links_cut, both_links_cut_with_fencing, daemon_and_machine_die, serving,
+};
 use super::pair::Pair;
 
 fn start(pair: &Pair, node: usize) {
@@ -16,7 +18,7 @@ fn start(pair: &Pair, node: usize) {
     );
     machine.spawn(
         "watch",
-        "TWINBLK_CHECK='/usr/local/sbin/service status' \
+        "TWINBLK_GRACE=20 TWINBLK_CHECK='/usr/local/sbin/service status' \
          exec /usr/libexec/twinblk/watch r0 'pkill -USR2 -x ucarp'",
     );
 }
@@ -35,5 +37,12 @@ fn ucarp_without_any_link_and_without_fencing() {
     if crate::all() {
         let (pair, writer, _) = serving(start);
         both_links_cut(&pair, writer);
+    }
+}
+
+#[test]
+fn ucarp_without_any_link_and_with_fencing() {
+    if crate::all() && crate::fencing() {
+        both_links_cut_with_fencing(start);
     }
 }

@@ -275,7 +275,10 @@ impl Node {
             .stdout(file)
             .spawn()
             .expect("it runs");
-        Events { child, path }
+        let events = Events { child, path };
+        // What happens from here on is told; before, it might be missed.
+        events.wait("the present state", |e| e["kind"] == "exists");
+        events
     }
 }
 

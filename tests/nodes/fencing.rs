@@ -47,7 +47,7 @@ fn script(stage: &Stage, body: &str) {
 }
 
 fn is_frozen(status: &Value) -> bool {
-    status["suspended_for"] == "fencing"
+    status["suspended_for"] == serde_json::json!(["fencing"])
 }
 
 /// A write that is answered when it is.
@@ -97,7 +97,7 @@ fn the_exit_code_of_a_real_handler_decides() {
                 "Outdated"
             }
         );
-        assert_eq!(status["suspended_for"], "no");
+        assert_eq!(status["suspended_for"], serde_json::json!([]));
         // What the handler is told.
         let env = std::fs::read_to_string(stage.path().join("env.alpha")).expect("it ran");
         for line in [
@@ -191,7 +191,9 @@ fn a_handler_that_hangs_is_ended_with_all_it_has_started() {
         String::new,
     );
     stage.cable.as_ref().unwrap().mend();
-    stage.nodes[0].wait("I/O to go on", |s| s["suspended_for"] == "no");
+    stage.nodes[0].wait("I/O to go on", |s| {
+        s["suspended_for"] == serde_json::json!([])
+    });
     stage.wait_in_sync();
     stage.stop_and_compare();
 }

@@ -55,6 +55,10 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
             "what left the log before both lost power",
             survivors::what_left_the_log_is_on_the_peer,
         ),
+        Mistake::DemoteWithoutBitmap => (
+            "what a demoted Primary wrote alone",
+            survivors::what_a_demoted_primary_wrote_alone_stays_marked,
+        ),
         Mistake::FlushAlone => (
             "what was flushed before both lost power",
             survivors::what_was_flushed_is_on_the_survivor,

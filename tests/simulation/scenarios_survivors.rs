@@ -420,3 +420,24 @@ pub(crate) fn copies_left_behind_come_to_rest() {
         assert!(rested.get() > 50, "{rested:?}");
     }
 }
+
+/// A Primary that went on alone and is demoted in order: what its peer lacks is on its disk from then on,
+/// and survives a power cut.
+#[cfg_attr(test, test)]
+pub(crate) fn what_a_demoted_primary_wrote_alone_stays_marked() {
+    tell_varied(2, &ALL, |w| {
+        w.in_step();
+        w.part(0, 1, true);
+        for i in 0..6 {
+            w.write_and_wait(0, i * 8, 4);
+        }
+        w.demote(0);
+        w.falls(0, true);
+        w.boot(0);
+        w.wait("it is attached", |w| w.disk_of(0) > DiskState::Inconsistent);
+        w.join(0, 1);
+        w.wait("in step", |w| w.are_in_step(0, 1));
+        let contents = w.contents();
+        assert!(contents[0] == contents[1], "{}", w.picture());
+    });
+}

@@ -122,7 +122,7 @@ fn next(p: &Picture<'_>, v: &VolumeStatus) -> String {
             "it goes on when the disk has answered".to_string()
         }
         DiskState::Diskless | DiskState::Failed => {
-            "nothing: a disk that was lost is not touched again before somebody attaches it"
+            "nothing: a disk that was lost is left alone until the resource goes down and up"
                 .to_string()
         }
         _ if p.status.peers.iter().any(|peer| trying(&peer)) => {
@@ -144,11 +144,18 @@ fn commands(p: &Picture<'_>, v: &VolumeStatus) -> Vec<Suggestion> {
     }
     match v.disk {
         DiskState::Attaching | DiskState::Detaching => {}
-        DiskState::Diskless | DiskState::Failed => all.push(p.here(
-            "attach RES",
-            "opens the disk again, once it is mended or replaced; what it lacks is copied from the \
-             peer (a new disk needs `create-md` first)",
-        )),
+        DiskState::Diskless | DiskState::Failed => {
+            all.push(p.here(
+                "down RES",
+                "lets the disk go, so that it can be mended or replaced; refused while clients hold the \
+                 export (`--force` gives them errors)",
+            ));
+            all.push(p.here(
+                "up RES",
+                "opens the disk again, once it is mended; what it lacks is copied from the peer (a new \
+                 disk needs `create-md` first)",
+            ));
+        }
         _ => {
             if let Some(alone) = p
                 .status

@@ -182,12 +182,9 @@ fn volume(p: &Picture<'_>, peer: &PeerStatus, pv: &PeerVolumeStatus) -> Vec<Find
         ReplState::SyncSource | ReplState::WFBitMapS | ReplState::PausedSyncS => {
             all.push(source(p, peer, pv, about));
         }
-        ReplState::Established | ReplState::VerifyS | ReplState::VerifyT => {
-            if pv.peer_disk != DiskState::UpToDate {
-                all.push(peer_disk(p, peer, pv, about));
-            } else if pv.out_of_sync > 0 {
-                all.push(differs(p, peer, pv, about));
-            }
+        _ if pv.peer_disk != DiskState::UpToDate => all.push(peer_disk(p, peer, pv, about)),
+        ReplState::Established | ReplState::VerifyS | ReplState::VerifyT if pv.out_of_sync > 0 => {
+            all.push(differs(p, peer, pv, about));
         }
         // What the target of a resync has to say is said of its disk.
         _ => {}

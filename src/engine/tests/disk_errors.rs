@@ -4,6 +4,7 @@
 use super::pair::{Fault, Pair};
 use crate::command::Command;
 use crate::event::{DiskState, Role};
+use crate::handler::HandlerKind;
 use crate::input::RequestKind;
 use std::collections::BTreeMap;
 use twinblk_protocol::control::Protocol;
@@ -158,5 +159,25 @@ fn a_demotion_waits_for_writes_that_wait_for_each_other() {
         pair.settle();
         pair.expect_in_sync();
         assert_eq!(pair.content(0)[0], 6, "the last one stays");
+    }
+}
+
+#[test]
+fn a_primary_whose_disk_fails_says_so_to_its_handler() {
+    for n in 0..2 {
+        let mut pair = Pair::in_sync(9, Protocol::C);
+        pair.change_options(|o| o.handlers = o.handlers.with(HandlerKind::PriOnInconDegr));
+        pair.nodes[n].faults[1] = Some(Fault { after: 0, bad: 1 });
+        let tag = pair.submit_write(0, 0, 4096, 1);
+        let _ = pair.wait_reply(0, tag);
+        pair.settle();
+        assert_eq!(pair.disk(n), DiskState::Failed, "{}", pair.dump());
+        let called: Vec<_> = pair.nodes[n].handlers.iter().map(|h| h.1).collect();
+        let wanted: &[HandlerKind] = match n {
+            0 => &[HandlerKind::PriOnInconDegr],
+            // A Secondary serves nobody.
+            _ => &[],
+        };
+        assert_eq!(called, wanted);
     }
 }
