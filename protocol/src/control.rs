@@ -131,6 +131,8 @@ pub struct Params {
     /// `after-sb-0pri`, `-1pri`, `-2pri` and `rr-conflict` by their DRBD names, a node by its number;
     /// must match on both ends.
     pub policies: [String; 4],
+    /// `fencing` by its name; when it differs that is said, and no more.
+    pub fencing: String,
     /// Where the sender's writes come from.
     pub reach: Reach,
     /// Volumes in ascending order.

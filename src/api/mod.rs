@@ -83,6 +83,9 @@ pub(crate) struct ResourceStatus {
     pub(crate) role_since_seconds: Option<u64>,
     /// What stands against `primary` here and now; `null` when nothing does.
     pub(crate) promotion_refused: Option<ErrorBody>,
+    /// Peers for which `primary` would call the handler `fence-peer` first: what it answers decides.
+    #[serde(default)]
+    pub(crate) promotion_fences: Vec<String>,
     /// What stands against `secondary`; `null` when nothing does.
     pub(crate) demotion_refused: Option<ErrorBody>,
     /// Reasons for which all I/O is suspended: user, no-data, fencing.
@@ -183,6 +186,9 @@ pub(crate) struct PeerStatus {
     /// two met last.
     #[serde(default)]
     pub(crate) split_brain: Option<SplitBrain>,
+    /// I/O waits for this peer, and `fence-peer` has failed: why. `null` otherwise.
+    #[serde(default)]
+    pub(crate) not_fenced: Option<String>,
     /// Volumes towards this peer.
     pub(crate) volumes: Vec<PeerVolumeStatus>,
 }

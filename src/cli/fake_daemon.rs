@@ -20,6 +20,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
         role: "Primary".into(),
         role_since_seconds: None,
         promotion_refused: None,
+        promotion_fences: Vec::new(),
         demotion_refused: None,
         suspended_for: Vec::new(),
         suspended: None,
@@ -49,6 +50,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             transfer_log: 0,
             disagreement: None,
             split_brain: None,
+            not_fenced: None,
             volumes: vec![PeerVolumeStatus {
                 volume: 0,
                 replication: "Established".into(),

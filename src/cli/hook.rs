@@ -209,14 +209,17 @@ impl Call<'_> {
         if !status.up {
             return Err(not_yet(&status));
         }
-        match status.promotion_refused {
-            Some(refusal) if status.role != "Primary" => Err(refusal.into()),
-            _ => Ok(()),
+        match &status.promotion_refused {
+            Some(refusal) if status.role != "Primary" => Err(refusal.clone().into()),
+            _ => match depends(&status) {
+                Some(words) => print(&words),
+                None => Ok(()),
+            },
         }
     }
 
-    /// Whether clients of this Primary get their data. I/O that is suspended counts as served: it waits
-    /// for something that is under way, and to fail over would not make it come sooner.
+    /// Whether clients of this Primary get their data. I/O that is suspended counts as served as long as
+    /// it waits for something that is under way: to fail over would not make it come sooner.
     async fn health(&self) -> Result<(), CliError> {
         let status = self.client.status(self.name).await?;
         unserved(&status).map_or(Ok(()), Err)
@@ -240,7 +243,35 @@ fn unserved(status: &ResourceStatus) -> Option<CliError> {
             format!("look at `twinblk why {}`", status.name),
         ));
     }
-    device_is_missing(status)
+    stands_still(status).or_else(|| device_is_missing(status))
+}
+
+/// I/O waits for a peer to be fenced, and the handler has failed: nothing is under way that would end it.
+fn stands_still(status: &ResourceStatus) -> Option<CliError> {
+    let failed = |p: &crate::api::PeerStatus| Some((p.name.clone(), p.not_fenced.clone()?));
+    let (peer, why) = status.peers.iter().find_map(failed)?;
+    let name = &status.name;
+    Some(CliError::new(
+        Code::State,
+        format!("{name} is Primary, and its I/O stands still: {peer} could not be fenced: {why}"),
+        format!(
+            "connect {peer}; or, if you know that it cannot be promoted, `twinblk resume-io {name}`; or \
+             give clients errors with `twinblk secondary --force {name}`"
+        ),
+    ))
+}
+
+/// A promotion that depends on a handler, in words.
+fn depends(status: &ResourceStatus) -> Option<String> {
+    let fenced = (status.role != "Primary" && !status.promotion_fences.is_empty())
+        .then(|| status.promotion_fences.join(", "))?;
+    let codes = match status.volumes.iter().all(|v| v.disk == "UpToDate") {
+        true => "3, 4, 5 or 7",
+        false => "3, 4 or 7",
+    };
+    Some(format!(
+        "fence-peer would be called for {fenced} first, and must answer {codes}\n"
+    ))
 }
 
 /// A peer that is not there yet, and may be in a moment.
@@ -289,6 +320,25 @@ mod tests {
     use crate::cli::fake_daemon::resource;
 
     #[test]
+    fn what_depends_on_a_handler_is_said() {
+        let words = |disk: &str, role: &str| {
+            let mut r = resource("r0");
+            r.role = role.into();
+            r.volumes[0].disk = disk.into();
+            r.promotion_fences = vec!["bravo".into()];
+            depends(&r)
+        };
+        assert_eq!(words("UpToDate", "Primary"), None);
+        let current = words("UpToDate", "Secondary").expect("it depends");
+        assert!(current.contains("bravo") && current.contains("3, 4, 5 or 7"));
+        let doubtful = words("Consistent", "Secondary").expect("it depends");
+        assert!(doubtful.contains("3, 4 or 7"), "{doubtful}");
+        let mut free = resource("r0");
+        free.role = "Secondary".into();
+        assert_eq!(depends(&free), None);
+    }
+
+    #[test]
     fn a_primary_without_data_or_device_is_not_healthy() {
         let code = |change: &dyn Fn(&mut ResourceStatus)| {
             let mut r = resource("r0");
@@ -313,6 +363,13 @@ mod tests {
             None,
             "a Secondary serves nobody"
         );
+        let frozen = |r: &mut ResourceStatus| r.suspended_for = vec!["fencing".into()];
+        assert_eq!(code(&frozen), None, "the handler runs");
+        let in_vain = |r: &mut ResourceStatus| {
+            frozen(r);
+            r.peers[0].not_fenced = Some("exit code 1".into());
+        };
+        assert_eq!(code(&in_vain), Some(Code::State as u8), "it has failed");
         let given_up = |r: &mut ResourceStatus| {
             r.volumes[0].device = Some(crate::api::DeviceStatus {
                 path: "/dev/nbd0".into(),

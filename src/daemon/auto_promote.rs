@@ -8,11 +8,11 @@ use std::time::Duration;
 use twinblk_engine::command::{Command, RefusalKind};
 use twinblk_engine::event::Role;
 
-/// How long a client may have to wait for the promotion.
+/// How long a client may have to wait for the promotion, besides handlers.
 const TIME: Duration = Duration::from_secs(20);
 
 /// Whether a client that opens the export now is to be announced: this node is Primary, or may become
-/// it, as far as it is known here.
+/// it, as far as it is known here; if a peer has to be fenced first it is asked for, as by `primary`.
 pub(super) fn lets_in(running: &Running, reply: &StatusReply) -> bool {
     lock(&running.config).auto_promote()
         && (reply.status.role == Role::Primary || reply.status.may_promote.is_ok())
@@ -21,7 +21,8 @@ pub(super) fn lets_in(running: &Running, reply: &StatusReply) -> bool {
 /// Announces a client that is about to open the export: the node is promoted for it, and stays Primary
 /// until it has come. The error is for the client.
 pub(super) async fn promote(running: &Running) -> Result<(), Refused> {
-    let result = running.order(Command::AutoPromote, TIME).await;
+    let time = TIME + lock(&running.config).handler_timeout();
+    let result = running.order(Command::AutoPromote, time).await;
     result.map(drop).map_err(|refusal| {
         let config = lock(&running.config).clone();
         let error = convert::error(&config, &refusal);

@@ -46,6 +46,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
         up: true,
         role: format!("{:?}", status.role),
         role_since_seconds: ago(now, status.role_since),
+        promotion_fences: status.fences_first,
         promotion_refused: status.may_promote.err().map(|r| error(config, &r)),
         demotion_refused: status.may_demote.err().map(|r| error(config, &r)),
         suspended_for: Reason::ALL
@@ -87,6 +88,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 transfer_log: p.transfer_log,
                 disagreement: p.disagreement.map(|text| names(config, &text)),
                 split_brain: p.split_brain.map(|s| split_brain(&s, now)),
+                not_fenced: p.not_fenced,
                 volumes: p
                     .volumes
                     .into_iter()

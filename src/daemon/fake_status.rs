@@ -15,6 +15,7 @@ pub(super) fn healthy() -> Status {
         role: Role::Secondary,
         role_since: Instant(0),
         may_promote: Ok(()),
+        fences_first: Vec::new(),
         may_demote: Ok(()),
         suspended: None,
         suspended_for: Suspended::default(),
@@ -41,6 +42,7 @@ pub(super) fn healthy() -> Status {
             transfer_log: 0,
             disagreement: None,
             split_brain: None,
+            not_fenced: None,
             volumes: vec![PeerVolumeStatus {
                 volume: VolumeId(0),
                 replication: ReplState::Established,

@@ -1,5 +1,5 @@
-//! Files in which a node keeps what it gives up in a split brain: every block that the resync was about to
-//! overwrite, as it was. Written by the daemon before the first of them is overwritten, read by
+//! Files in which a node keeps what it gives up in a split brain: every block that was
+//! marked as changed on either node, and that the resync was about to overwrite, as it was. Written by the daemon before the first of them is overwritten, read by
 //! `twinblk discarded`. The bytes are in `docs/formats.md`.
 //!
 //! Invariants:

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct Blocks {
     /// Changed by this node.
     pub(crate) own: Vec<u64>,
-    /// About to be overwritten.
+    /// Marked on either node: about to be overwritten.
     pub(crate) all: Vec<u64>,
 }
 

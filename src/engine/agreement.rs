@@ -31,6 +31,7 @@ impl Resource {
             last_seen_incarnation: self.peers[p].seen_incarnation,
             allow_two_primaries: options.allow_two_primaries,
             policies: options.policies.names(),
+            fencing: options.fencing.name().to_string(),
             reach: self.reach(),
             volumes: self
                 .volumes
@@ -358,6 +359,7 @@ impl Resource {
         peer.want = peer.want && may_retry(decisions);
         peer.discard_my_data = false;
         peer.gives_up = false;
+        peer.gives_way = false;
         peer.save_to = None;
         let headline = if decision.split_brain {
             "split brain"
@@ -446,12 +448,14 @@ impl Resource {
         peer.seen_incarnation = params.incarnation;
         peer.discard_my_data = false;
         peer.gives_up = false;
+        peer.gives_way = false;
         if !decisions.iter().any(|d| d.split_brain) {
             peer.split_brain = None;
         }
         peer.told_refusal.clear();
         let name = peer.name.clone();
         self.set_connection(p, ConnState::Connected, format!("connected to {name}"));
+        self.compare_fencing(p, &params.fencing);
         self.set_peer_role(p, facts.role, "told by the peer");
         self.peers[p].forget_told();
         self.fence_met(p);

@@ -28,36 +28,82 @@ impl Resource {
         }
     }
 
+    fn is_whole(&self) -> bool {
+        let whole = |d| matches!(d, DiskState::UpToDate | DiskState::Consistent);
+        self.volumes.iter().all(|v| whole(v.disk))
+    }
+
+    /// What handlers do counts only for a copy that was current in this life: to have a peer fenced for
+    /// another would take the only current copy out of service and help nobody.
+    fn slept(&self, peers: &[usize]) -> Option<Refusal> {
+        let late = |v: &&crate::volume::Volume| v.disk == DiskState::Consistent && !v.was_current;
+        let v = self.volumes.iter().find(late)?;
+        let name = &self.peers[*peers.first()?].name;
+        Some(Refusal {
+            kind: RefusalKind::NoUpToDateData,
+            reason: format!(
+                "{} has not met {name} since this node was started: {name} may have gone on before",
+                v.id
+            ),
+            way_out: format!(
+                "connect {name}, or, if you know that it has no newer data, `twinblk primary --force {}`",
+                self.cfg.name
+            ),
+        })
+    }
+
+    fn promoted_already(&self) -> Refusal {
+        Refusal {
+            kind: RefusalKind::State,
+            reason: format!("{} is being promoted already", self.cfg.me.name),
+            way_out: "wait until its peers are fenced: `twinblk status`".to_string(),
+        }
+    }
+
+    /// Refuses a promotion while another waits for handlers. Answers whether.
+    pub(crate) fn promotes_already(&mut self, command: CommandId) -> bool {
+        if self.waiting_promotion.is_some() {
+            self.done(command, Err(self.promoted_already()));
+        }
+        self.waiting_promotion.is_some()
+    }
+
+    /// What `primary` would come to now, as far as this node knows: what stands against it, and, when
+    /// nothing does, for which peers the handler `fence-peer` would be called first.
+    pub(crate) fn promotion_outlook(&self) -> (Result<(), Refusal>, Vec<usize>) {
+        let calls = match self.role {
+            Role::Primary => Vec::new(),
+            _ => self.to_be_fenced(),
+        };
+        let stands = if self.waiting_promotion.is_some() {
+            Err(self.promoted_already())
+        } else if calls.is_empty() || !self.is_whole() {
+            return (self.may_promote(false, true), Vec::new());
+        } else if let Some(refusal) = self.slept(&calls) {
+            Err(refusal)
+        } else {
+            self.may_promote_when(false, true, true)
+        };
+        match stands {
+            Ok(()) => (Ok(()), calls),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        }
+    }
+
     /// Whether a promotion has to wait for a peer to be fenced; then it goes on by itself.
     pub(crate) fn fences_first(&mut self, command: CommandId, force: bool) -> bool {
         let peers = self.to_be_fenced();
         if peers.is_empty() {
             return false;
         }
-        let whole = |d| matches!(d, DiskState::UpToDate | DiskState::Consistent);
-        if !self.volumes.iter().all(|v| whole(v.disk)) {
+        if !self.is_whole() {
             // By force a copy is declared current that nobody asks handlers about.
             for p in peers.into_iter().filter(|_| force) {
                 self.peers[p].fence.overridden = true;
             }
             return false;
         }
-        // What handlers do counts only for a copy that was current in this life: to have a peer fenced for
-        // another would take the only current copy out of service and help nobody.
-        let late = |v: &&crate::volume::Volume| v.disk == DiskState::Consistent && !v.was_current;
-        if let (Some(v), false) = (self.volumes.iter().find(late), force) {
-            let name = &self.peers[peers[0]].name;
-            let refusal = Refusal {
-                kind: RefusalKind::NoUpToDateData,
-                reason: format!(
-                    "{} has not met {name} since this node was started: {name} may have gone on before",
-                    v.id
-                ),
-                way_out: format!(
-                    "connect {name}, or, if you know that it has no newer data, `twinblk primary --force {}`",
-                    self.cfg.name
-                ),
-            };
+        if let (Some(refusal), false) = (self.slept(&peers), force) {
             self.done(command, Err(refusal));
             return true;
         }
@@ -156,7 +202,9 @@ impl Resource {
 
     /// Consent was given, and a peer was lost since then: it is fenced first. Answers whether.
     pub(crate) fn fences_after_all(&mut self, force: bool) -> bool {
-        if self.role == Role::Primary || self.to_be_fenced().is_empty() {
+        // Who goes down is not promoted at all.
+        let over = self.role == Role::Primary || self.stopping.is_some();
+        if over || self.to_be_fenced().is_empty() {
             return false;
         }
         let Some(command) = self.role_change.as_ref().and_then(|c| c.command) else {

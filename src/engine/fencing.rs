@@ -91,6 +91,8 @@ pub(crate) struct Fence {
     runs: u64,
     /// Both copies were current when this was looked at last.
     both_current: bool,
+    /// The policy of the peer, and that it differs was told.
+    told_policy: Option<(String, Fencing)>,
 }
 
 /// What becomes of writes that were under way to a lost peer.
@@ -262,6 +264,26 @@ impl Resource {
         }
     }
 
+    /// Both nodes should do the same when they lose each other; to refuse the connection for it would leave
+    /// them without a mirror, so it is only said: once, and again when it has changed.
+    pub(crate) fn compare_fencing(&mut self, p: usize, theirs: &str) {
+        let ours = self.cfg.options.fencing;
+        let met = (theirs.to_string(), ours);
+        if theirs == ours.name() || self.peers[p].fence.told_policy.as_ref() == Some(&met) {
+            return;
+        }
+        let name = &self.peers[p].name;
+        let text = format!(
+            "fencing is {} here and {theirs} on {name}: whichever of them is Primary when they lose each \
+             other acts by its own; make the configuration files equal and run `twinblk adjust {}` on \
+             both nodes",
+            ours.name(),
+            self.cfg.name
+        );
+        self.incident(Severity::Warning, text);
+        self.peers[p].fence.told_policy = Some(met);
+    }
+
     /// The peer is back, and agreed with.
     pub(crate) fn fence_met(&mut self, p: usize) {
         let fence = &mut self.peers[p].fence;
@@ -304,6 +326,14 @@ impl Resource {
         self.pay_generations();
         self.promotion_fenced();
         self.unfence();
+    }
+
+    /// I/O waits for this peer although its handler has failed: why it has.
+    pub(crate) fn waits_in_vain_for(&self, p: usize) -> Option<String> {
+        match &self.peers[p].fence.step {
+            Step::Failed(why) if self.peers[p].fence.awaited => Some(why.clone()),
+            _ => None,
+        }
     }
 
     /// When [`Self::fence_progress`] has something to do.
@@ -484,6 +514,28 @@ impl Resource {
         }
         if !self.peers.iter().any(|p| p.fence.awaited) {
             self.resume(Reason::Fencing, cause);
+        }
+        // A node that is being demoted or promoted fences when that is over, or need not.
+        if self.role == Role::Primary && self.role_change.is_none() && self.stopping.is_none() {
+            self.fence_as_ordered_now(old);
+        }
+    }
+
+    /// A Primary has come under a policy that asks for more: peers that are lost already are fenced, too.
+    fn fence_as_ordered_now(&mut self, old: Fencing) {
+        if self.cfg.options.fencing <= old {
+            return;
+        }
+        for p in 0..self.peers.len() {
+            if self.peers[p].is_agreed() || self.is_harmless(p) {
+                continue;
+            }
+            // What is under way goes on; I/O waits for it from now on.
+            let step = core::mem::take(&mut self.peers[p].fence.step);
+            self.fence_lost(p, Duration::ZERO);
+            if matches!(step, Step::Due(_) | Step::Running(_) | Step::Answered(_)) {
+                self.peers[p].fence.step = step;
+            }
         }
     }
 

@@ -79,6 +79,7 @@ impl Resource {
                 return true;
             }
             self.peers[p].gives_up = decision.split_brain;
+            self.peers[p].gives_way = true;
         }
         self.renegotiate_peer(p, &text);
         true

@@ -175,6 +175,7 @@ impl Resource {
             }
             self.peers[p].discard_my_data = discard;
             self.peers[p].gives_up = false;
+            self.peers[p].gives_way = false;
             self.peers[p].save_to.clone_from(&save_to);
             if let Some(file) = &save_to {
                 text.push_str(&format!("what is overwritten is saved to {file} first\n"));
@@ -202,6 +203,7 @@ impl Resource {
         for p in chosen {
             self.peers[p].want = false;
             self.peers[p].gives_up = false;
+            self.peers[p].gives_way = false;
             self.part(p);
         }
         self.leaving.push(id);

@@ -195,6 +195,8 @@ pub(crate) struct Peer {
     pub(crate) discard_my_data: bool,
     /// A policy gave this node's copy up, and it stopped being Primary for that.
     pub(crate) gives_up: bool,
+    /// This node has stopped being Primary, or is about to, because that peer's copy counts.
+    pub(crate) gives_way: bool,
     /// If this node's copy is given up in the next handshake, it is saved to this file first.
     pub(crate) save_to: Option<String>,
     /// The refusal that was told last.
@@ -266,6 +268,7 @@ impl Peer {
             seen_incarnation: 0,
             discard_my_data: false,
             gives_up: false,
+            gives_way: false,
             save_to: None,
             told_refusal: String::new(),
             split_brain: None,

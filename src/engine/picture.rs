@@ -10,14 +10,16 @@ use alloc::vec::Vec;
 impl Resource {
     /// A picture of the state at `now`.
     pub fn status(&self, now: Instant) -> Status {
+        // What the peers said last counts: nobody is asked.
+        let (may_promote, calls) = self.promotion_outlook();
         Status {
             resource: self.cfg.name.clone(),
             node: self.cfg.me.id,
             node_name: self.cfg.me.name.clone(),
             role: self.role,
             role_since: self.role_since,
-            // What the peers said last counts: nobody is asked.
-            may_promote: self.may_promote(false, true),
+            may_promote,
+            fences_first: calls.iter().map(|&p| self.peers[p].name.clone()).collect(),
             may_demote: self.may_demote(),
             suspended: self.gate_closed().map(ToString::to_string),
             suspended_for: self.suspended,
@@ -62,6 +64,7 @@ impl Resource {
             transfer_log: peer.log.len() as u64,
             disagreement: peer.views.disagreement(now).map(ToString::to_string),
             split_brain: peer.split_brain.clone(),
+            not_fenced: self.waits_in_vain_for(p),
             volumes: peer
                 .volumes
                 .iter()

@@ -71,10 +71,8 @@ impl Resource {
         if self.role == Role::Primary {
             return self.done(id, Ok(format!("{} is already Primary", self.cfg.me.name)));
         }
-        if self.waiting_promotion.is_some() {
-            let text = format!("{} is being promoted already", self.cfg.me.name);
-            let way_out = "wait until its peers are fenced: `twinblk status`";
-            return self.done(id, Err(refuse(RefusalKind::State, text, way_out)));
+        if self.promotes_already(id) {
+            return;
         }
         if self.stopping.is_none() && self.fences_first(id, force) {
             return;
@@ -99,6 +97,16 @@ impl Resource {
     /// What stands against a promotion. Before a connected peer is `asked`, what it last said of its
     /// role does not count: it may just have been demoted, and will say so itself.
     pub(crate) fn may_promote(&self, force: bool, asked: bool) -> Result<(), Refusal> {
+        self.may_promote_when(force, asked, false)
+    }
+
+    /// The same; when every peer that is missing is `fenced`, a copy that is Consistent is current.
+    pub(crate) fn may_promote_when(
+        &self,
+        force: bool,
+        asked: bool,
+        fenced: bool,
+    ) -> Result<(), Refusal> {
         let name = &self.cfg.name;
         if self.stopping.is_some() {
             return Err(refuse(
@@ -167,6 +175,9 @@ impl Resource {
                     ),
                     format!("wait for the resync: `twinblk wait-sync {name}`"),
                 ));
+            }
+            if fenced && volume.disk == DiskState::Consistent {
+                continue;
             }
             if !force {
                 return Err(refuse(
@@ -483,6 +494,7 @@ impl Resource {
             let mut forgot = false;
             for peer in &mut self.peers {
                 peer.gives_up = false;
+                peer.gives_way = false;
                 forgot |= core::mem::take(&mut peer.discard_my_data);
                 peer.save_to = None;
             }

@@ -1,6 +1,8 @@
 //! Before a resync overwrites a copy that a split brain costs, the node whose copy it is can save it
-//! (`connect --discard-my-data --save-discarded`, `save-discarded-dir`): every block that the resync is
-//! going to overwrite, with whether this node has changed it.
+//! (`connect --discard-my-data --save-discarded`, `save-discarded-dir`): every block that is marked on
+//! either node when they meet, as it is here, with whether this node has changed it. Those are the blocks
+//! in which the copies may differ, and with which the resync begins. What the other node's clients write
+//! from then on comes over blocks that are not saved, too: of those both copies were the same.
 //!
 //! The control plane does the work ([`Output::SaveDiscarded`]) while the resync waits at its door: both
 //! bitmaps are merged, nothing is on the disk yet that says target, nothing is sent. The link stays up.
@@ -40,7 +42,7 @@ pub struct SaveDiscarded {
     pub there: SplitSide,
     /// Blocks this node has changed, least significant bit first.
     pub own: Vec<u64>,
-    /// Blocks that will be overwritten.
+    /// Blocks that either node has marked: the resync begins with overwriting them.
     pub all: Vec<u64>,
 }
 

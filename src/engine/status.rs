@@ -117,6 +117,8 @@ pub struct PeerStatus {
     pub disagreement: Option<String>,
     /// The copies have parted, and nothing has resolved it yet.
     pub split_brain: Option<SplitBrain>,
+    /// I/O waits for this peer, and nothing is under way that would end that: why it could not be fenced.
+    pub not_fenced: Option<String>,
     /// Volumes.
     pub volumes: Vec<PeerVolumeStatus>,
 }
@@ -185,6 +187,8 @@ pub struct Status {
     pub role_since: Instant,
     /// What stands against `primary` here and now, as far as this node knows.
     pub may_promote: Result<(), Refusal>,
+    /// Peers for which `primary` would call the handler `fence-peer` first; what that answers decides.
+    pub fences_first: Vec<String>,
     /// What stands against `secondary`.
     pub may_demote: Result<(), Refusal>,
     /// Writes are held back, for this reason.

@@ -5,7 +5,7 @@ use crate::api::{DeviceStatus, Finding, Why};
 use crate::config;
 use crate::driver::mailbox::StatusReply;
 use twinblk_engine::command::Refusal;
-use twinblk_engine::event::{ConnState, Role};
+use twinblk_engine::event::{ConnState, DiskState, Role};
 
 /// What is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,11 @@ pub(crate) fn about(
         About::Demote => demote(&picture),
     };
     let healthy = match question {
-        About::Promote => picture.is_primary() || reply.status.may_promote.is_ok(),
+        // What depends on a handler is not certain to work.
+        About::Promote => {
+            let certain = reply.status.fences_first.is_empty();
+            picture.is_primary() || reply.status.may_promote.is_ok() && certain
+        }
         About::Demote => !picture.is_primary() || reply.status.may_demote.is_ok(),
     };
     finish(config, finding.state.clone(), healthy, vec![finding])
@@ -44,6 +48,7 @@ fn promote(p: &Picture<'_>) -> Finding {
     }
     match &p.status.may_promote {
         Err(refusal) => refused(p, "primary", refusal),
+        Ok(()) if !p.status.fences_first.is_empty() => depends(p),
         Ok(()) => {
             let connected: Vec<&str> = p
                 .status
@@ -84,6 +89,52 @@ fn promote(p: &Picture<'_>) -> Finding {
                 commands: vec![p.here("primary RES", "makes this node serve clients")],
             }
         }
+    }
+}
+
+/// The handler `fence-peer` decides.
+fn depends(p: &Picture<'_>) -> Finding {
+    let peers = p.status.fences_first.join(", ");
+    let current = p
+        .status
+        .volumes
+        .iter()
+        .all(|v| v.disk == DiskState::UpToDate);
+    let (copy, codes, unreachable) = match current {
+        true => ("are current, as far as it knows", "3, 4, 5 or 7", ""),
+        false => (
+            "may not be the newest (Consistent)",
+            "3, 4 or 7",
+            "; 5, \"cannot be reached\", does not count for such a copy",
+        ),
+    };
+    Finding {
+        about: p.res().to_string(),
+        state: format!(
+            "`twinblk primary {}` on {} would call the fence-peer handler for {peers} first; what that \
+             answers decides",
+            p.res(),
+            p.me()
+        ),
+        cause: format!(
+            "{peers} is not connected and not known to be Outdated, `fencing` is not \"dont-care\", and \
+             the data of {} {copy}",
+            p.me()
+        ),
+        since_seconds: None,
+        risk: "none: without the handler's word this node is not promoted".to_string(),
+        next: format!(
+            "nothing, before somebody orders it. If the handler then ends with {codes}, {} is \
+             Primary{unreachable}. With 6 ({peers} is Primary) its copy is Outdated from then on. With \
+             any other, or when it fails or takes too long, the order is refused and nothing has changed",
+            p.me()
+        ),
+        commands: vec![p.here(
+            "primary RES",
+            format!(
+                "calls the handler, which makes {peers} harmless, and makes this node serve clients"
+            ),
+        )],
     }
 }
 

@@ -60,6 +60,22 @@ fn suspended(p: &Picture<'_>, reason: Reason) -> Finding {
             ),
         ),
     };
+    let failed = p
+        .status
+        .peers
+        .iter()
+        .find_map(|peer| Some((peer, peer.not_fenced.as_ref()?)))
+        .filter(|_| reason == Reason::Fencing);
+    let (cause, next) = match failed {
+        None => (cause.to_string(), next.to_string()),
+        Some((peer, why)) => (
+            format!("{cause}; {} could not be fenced: {why}", peer.name),
+            format!(
+                "it goes on when {} is connected again. The handler is not called again by itself",
+                peer.name
+            ),
+        ),
+    };
     Finding {
         about: p.res().to_string(),
         state: format!(
@@ -67,10 +83,10 @@ fn suspended(p: &Picture<'_>, reason: Reason) -> Finding {
             p.res(),
             reason.name()
         ),
-        cause: cause.to_string(),
+        cause,
         since_seconds: None,
         risk: risk.to_string(),
-        next: next.to_string(),
+        next,
         commands: vec![command],
     }
 }

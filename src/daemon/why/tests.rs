@@ -9,6 +9,7 @@ use twinblk_engine::command::{Refusal, RefusalKind};
 use twinblk_engine::event::{ConnState, DiskState, ReplState};
 use twinblk_engine::states::{CONNECTIONS, DISKS, REPLICATIONS};
 use twinblk_engine::status::{SplitBrain, SplitSide, SplitVolume};
+use twinblk_engine::suspend::Reason;
 
 fn config() -> config::Resource {
     let dir = tempfile::tempdir().expect("a directory");
@@ -158,7 +159,7 @@ fn suspended_io_comes_first_with_each_of_its_reasons() {
     let why = explain(|s| {
         s.role = Role::Primary;
         s.suspended = Some("I/O is suspended".into());
-        for reason in twinblk_engine::suspend::Reason::ALL {
+        for reason in Reason::ALL {
             s.suspended_for = s.suspended_for.with(reason);
         }
         s.peers[0].connection = ConnState::Connecting;
@@ -216,11 +217,54 @@ fn a_promotion_is_foretold() {
         !no.healthy && no.findings[0].cause == "bravo is Primary",
         "{no:?}"
     );
+    // The handler decides, and which of its answers would do depends on the copy.
+    for (disk, codes) in [
+        (DiskState::UpToDate, "with 3, 4, 5 or 7,"),
+        (DiskState::Consistent, "with 3, 4 or 7,"),
+    ] {
+        let depends = ask(&|s| {
+            s.fences_first = vec!["bravo".into()];
+            s.volumes[0].disk = disk;
+        });
+        assert!(
+            !depends.healthy
+                && depends
+                    .summary
+                    .contains("call the fence-peer handler for bravo"),
+            "{depends:?}"
+        );
+        assert!(depends.findings[0].next.contains(codes), "{depends:?}");
+        let typed = format!("{:?}", depends.findings[0].commands);
+        assert!(!typed.contains("--force"), "{typed}");
+        is_whole(&depends);
+    }
     let demoted = about(About::Demote, &config(), &reply(healthy()), None);
     assert!(
         demoted.healthy && demoted.summary.contains("already"),
         "{demoted:?}"
     );
+}
+
+#[test]
+fn io_that_waits_for_a_peer_that_could_not_be_fenced_is_explained() {
+    let frozen = |s: &mut Status| {
+        s.role = Role::Primary;
+        s.suspended_for = s.suspended_for.with(Reason::Fencing);
+    };
+    let waits = explain(frozen);
+    assert!(waits.findings[0].next.contains("handler says"), "{waits:?}");
+    let in_vain = explain(|s| {
+        frozen(s);
+        s.peers[0].not_fenced = Some("exit code 1".into());
+    });
+    let finding = &in_vain.findings[0];
+    assert!(
+        finding
+            .cause
+            .contains("bravo could not be fenced: exit code 1")
+    );
+    assert!(finding.next.contains("not called again"), "{finding:?}");
+    is_whole(&in_vain);
 }
 
 #[test]

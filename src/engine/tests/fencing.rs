@@ -17,12 +17,12 @@ const CONNECT: Command = Command::Connect {
     dry_run: false,
 };
 
-fn all_handlers() -> HandlerSet {
+pub(super) fn all_handlers() -> HandlerSet {
     let none = HandlerSet::default();
     HandlerKind::ALL.into_iter().fold(none, HandlerSet::with)
 }
 
-fn pair(seed: u64, fencing: Fencing) -> Pair {
+pub(super) fn pair(seed: u64, fencing: Fencing) -> Pair {
     let mut pair = Pair::in_sync(seed, Protocol::C);
     pair.change_options(|options| {
         options.fencing = fencing;
@@ -33,7 +33,7 @@ fn pair(seed: u64, fencing: Fencing) -> Pair {
 }
 
 /// Handlers nobody asks about end well.
-fn answer_all_but_fence(pair: &mut Pair) {
+pub(super) fn answer_all_but_fence(pair: &mut Pair) {
     for n in 0..2 {
         let asked = core::mem::take(&mut pair.nodes[n].handlers);
         for (id, kind) in asked {
@@ -47,13 +47,13 @@ fn answer_all_but_fence(pair: &mut Pair) {
     }
 }
 
-fn is_asked(pair: &Pair, n: usize) -> bool {
+pub(super) fn is_asked(pair: &Pair, n: usize) -> bool {
     let fences = |&(_, kind): &(_, HandlerKind)| kind == HandlerKind::FencePeer;
     pair.nodes[n].handlers.iter().any(fences)
 }
 
 /// `fence-peer` ends on a node.
-fn fence(pair: &mut Pair, n: usize, result: HandlerResult) {
+pub(super) fn fence(pair: &mut Pair, n: usize, result: HandlerResult) {
     let at = pair.nodes[n]
         .handlers
         .iter()
@@ -64,7 +64,7 @@ fn fence(pair: &mut Pair, n: usize, result: HandlerResult) {
     settle(pair);
 }
 
-fn settle(pair: &mut Pair) {
+pub(super) fn settle(pair: &mut Pair) {
     pair.settle();
     answer_all_but_fence(pair);
     pair.settle();
@@ -74,12 +74,12 @@ fn peer_disk(pair: &Pair, n: usize) -> DiskState {
     pair.status(n).peers[0].volumes[0].peer_disk
 }
 
-fn is_frozen(pair: &Pair, n: usize) -> bool {
+pub(super) fn is_frozen(pair: &Pair, n: usize) -> bool {
     pair.status(n).suspended_for.has(Reason::Fencing)
 }
 
 /// Writes are under way when the cable is cut.
-fn cut_with_writes(pair: &mut Pair) -> Vec<u64> {
+pub(super) fn cut_with_writes(pair: &mut Pair) -> Vec<u64> {
     let tags: Vec<u64> = (0..4)
         .map(|i| pair.submit_write(0, i * 65536, 4096, 7))
         .collect();
@@ -91,12 +91,12 @@ fn cut_with_writes(pair: &mut Pair) -> Vec<u64> {
     tags
 }
 
-fn answered(pair: &Pair, tags: &[u64]) -> usize {
+pub(super) fn answered(pair: &Pair, tags: &[u64]) -> usize {
     let there = |tag: &&u64| pair.nodes[0].replies.contains_key(tag);
     tags.iter().filter(there).count()
 }
 
-fn mend(pair: &mut Pair) {
+pub(super) fn mend(pair: &mut Pair) {
     pair.cable = true;
     settle(pair);
 }

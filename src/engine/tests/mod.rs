@@ -7,6 +7,7 @@ mod disk_errors;
 mod diskless;
 mod explained;
 mod fencing;
+mod fencing_orders;
 mod lineage;
 mod pair;
 mod random;

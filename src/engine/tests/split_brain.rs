@@ -11,7 +11,7 @@ use twinblk_protocol::control::Protocol;
 const SEEDS: u64 = 4;
 const ALL: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
 
-fn connect() -> Command {
+pub(super) fn connect() -> Command {
     Command::Connect {
         peer: None,
         discard_my_data: false,
@@ -32,7 +32,7 @@ fn handlers() -> HandlerSet {
 }
 
 /// Both in sync, alpha Primary, under these policies.
-fn in_sync(seed: u64, protocol: Protocol, policies: Policies) -> Pair {
+pub(super) fn in_sync(seed: u64, protocol: Protocol, policies: Policies) -> Pair {
     let mut pair = Pair::in_sync(seed, protocol);
     pair.write(0, 0, 65_536, 1);
     pair.flush(0);
@@ -51,7 +51,7 @@ fn in_sync(seed: u64, protocol: Protocol, policies: Policies) -> Pair {
 }
 
 /// Alpha writes one block, bravo, promoted while apart, two.
-fn part(pair: &mut Pair) {
+pub(super) fn part(pair: &mut Pair) {
     pair.cut();
     pair.settle();
     pair.order(1, Command::Primary { force: false })
@@ -62,7 +62,7 @@ fn part(pair: &mut Pair) {
     pair.flush(1);
 }
 
-fn meet(pair: &mut Pair) {
+pub(super) fn meet(pair: &mut Pair) {
     pair.cable = true;
     pair.settle();
 }
@@ -72,7 +72,7 @@ fn names(pair: &Pair, n: usize) -> Vec<&'static str> {
 }
 
 /// In step again, with what `winner` wrote and nothing else.
-fn expect_winner(pair: &Pair, winner: usize) {
+pub(super) fn expect_winner(pair: &Pair, winner: usize) {
     for n in 0..2 {
         assert_eq!(pair.connection(n), ConnState::Connected, "{}", pair.dump());
         assert_eq!(pair.out_of_sync(n), 0, "{}", pair.dump());
@@ -100,7 +100,7 @@ fn expect_parted(pair: &Pair) {
     }
 }
 
-fn zero(zero_primaries: AfterSb0Pri) -> Policies {
+pub(super) fn zero(zero_primaries: AfterSb0Pri) -> Policies {
     Policies {
         zero_primaries,
         ..Policies::default()
@@ -184,7 +184,7 @@ fn nothing_is_discarded_under_disconnect() {
     }
 }
 
-fn one(one_primary: AfterSb1Pri, zero_primaries: AfterSb0Pri) -> Policies {
+pub(super) fn one(one_primary: AfterSb1Pri, zero_primaries: AfterSb0Pri) -> Policies {
     Policies {
         zero_primaries,
         one_primary,
@@ -193,7 +193,7 @@ fn one(one_primary: AfterSb1Pri, zero_primaries: AfterSb0Pri) -> Policies {
 }
 
 /// Alpha is Primary, bravo is not any more.
-fn one_primary(seed: u64, policies: Policies, held: bool) -> Pair {
+pub(super) fn one_primary(seed: u64, policies: Policies, held: bool) -> Pair {
     let mut pair = in_sync(seed, Protocol::C, policies);
     part(&mut pair);
     pair.order(1, Command::Secondary).expect("no clients");
@@ -582,7 +582,7 @@ fn retry_connect_goes_on_until_somebody_demotes() {
 
 // Saving what is given up.
 
-fn saved(pair: &mut Pair, n: usize) -> crate::save_discarded::SaveDiscarded {
+pub(super) fn saved(pair: &mut Pair, n: usize) -> crate::save_discarded::SaveDiscarded {
     for _ in 0..10_000 {
         if let Some(request) = pair.nodes[n].saves.pop() {
             return request;
