@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 /// A pair whose `fence-peer` is the script that `script` writes.
-fn fenced(policy: &str, more: &str) -> Stage {
+pub(crate) fn fenced(policy: &str, more: &str) -> Stage {
     let mut plan = Plan::new("C");
     plan.namespaces = true;
     plan.net = format!("{IMPATIENT}fencing = \"{policy}\"\n");
@@ -33,7 +33,7 @@ fn fence_script(stage: &Stage) -> PathBuf {
 }
 
 /// What `fence-peer` does from now on, besides writing down what it finds.
-fn script(stage: &Stage, body: &str) {
+pub(crate) fn script(stage: &Stage, body: &str) {
     use std::os::unix::fs::PermissionsExt;
     let path = fence_script(stage);
     let text = format!(
@@ -46,7 +46,7 @@ fn script(stage: &Stage, body: &str) {
     std::fs::rename(&new, &path).expect("in one step");
 }
 
-fn is_frozen(status: &Value) -> bool {
+pub(crate) fn is_frozen(status: &Value) -> bool {
     status["suspended_for"] == serde_json::json!(["fencing"])
 }
 
@@ -60,7 +60,7 @@ fn write(stage: &Stage, node: usize, value: u8) -> JoinHandle<Result<(), String>
 }
 
 /// Waits until the end of a run of `fence-peer` is told.
-fn wait_run(events: &crate::harness::node::Events, words: &str) -> Value {
+pub(crate) fn wait_run(events: &crate::harness::node::Events, words: &str) -> Value {
     events.wait(words, |e| {
         let cause = e["cause"].as_str().unwrap_or_default();
         e["kind"] == "handler" && cause.contains("fence-peer after") && cause.contains(words)

@@ -11,6 +11,7 @@ mod diskless;
 mod fencing;
 mod flood;
 mod hook;
+mod hook_fencing;
 mod interrupted_resync;
 mod keepalive;
 mod large;

@@ -149,6 +149,126 @@ fn a_primary_in_use_is_not_given_up_and_both_stand_alone() {
     client.disconnect();
 }
 
+/// Only a forced promotion of an Outdated copy parts two nodes of which one has changed nothing.
+#[test]
+fn zero_changes_are_given_up_and_one_is_not() {
+    for changes in [0, 5] {
+        let mut plan = Plan::seeded(7);
+        plan.net = "connect-int = 1\nafter-sb-0pri = \"discard-zero-changes\"\n".into();
+        let stage = Stage::in_sync(plan);
+        let mut rng = Rng(0x2e0);
+        write_blocks(&stage.nodes[0], &mut rng, 100, 0x11);
+        stage.nodes[0].ok(&["disconnect", "r0"]);
+        let alpha = write_blocks(&stage.nodes[0], &mut rng, 10, 0xaa);
+        stage.nodes[1].ok(&["primary", "--force", "r0"]);
+        let bravo = write_blocks(&stage.nodes[1], &mut rng, changes, 0xbb);
+        let parted = Parted {
+            stage,
+            had: [alpha, bravo],
+        };
+        parted.demote(&[0, 1]);
+        // Bravo, which was left, tries all the while.
+        parted.stage.nodes[0].ok(&["connect", "r0"]);
+        if changes == 0 {
+            parted.expect_winner(0);
+            continue;
+        }
+        for (node, had) in parted.stage.nodes.iter().zip(&parted.had) {
+            let status = node.wait("it stands alone", |s| {
+                let peer = &s["peers"][0];
+                peer["connection"] == "StandAlone" && !peer["split_brain"].is_null()
+            });
+            assert_eq!(status["volumes"][0]["disk"], "UpToDate", "{status:#}");
+            let mut content = node.disk_content(node.data_size());
+            content.truncate(had.len());
+            assert!(content == *had, "{} has what it had", node.name);
+        }
+    }
+}
+
+/// Bravo is promoted while alpha, which has gone on, is away: what it has is old, and it is in use.
+fn in_conflict(seed: u64, conflict: &str, more: &str) -> Parted {
+    let mut plan = Plan::seeded(seed);
+    plan.namespaces = true;
+    plan.net = format!("{IMPATIENT}rr-conflict = \"{conflict}\"\n");
+    plan.more = more.to_owned();
+    let stage = Stage::in_sync(plan);
+    let mut rng = Rng(seed ^ 0xc0f);
+    let bravo = write_blocks(&stage.nodes[0], &mut rng, 100, 0x11);
+    stage.cable.as_ref().unwrap().cut();
+    for node in &stage.nodes {
+        node.wait("the peer is lost", |s| {
+            s["peers"][0]["connection"] != "Connected"
+        });
+    }
+    let alpha = write_blocks(&stage.nodes[0], &mut rng, 40, 0xaa);
+    stage.nodes[0].ok(&["secondary", "r0"]);
+    stage.nodes[1].ok(&["primary", "r0"]);
+    Parted {
+        stage,
+        had: [alpha, bravo],
+    }
+}
+
+#[test]
+fn a_primary_that_is_to_be_overwritten_goes_by_rr_conflict() {
+    for conflict in ["disconnect", "retry-connect"] {
+        let parted = in_conflict(8, conflict, "");
+        let mut client = Client::unix(&parted.stage.nodes[1].export).expect("bravo serves");
+        parted.meet();
+        let bravo = &parted.stage.nodes[1];
+        bravo.wait("it is said", |s| {
+            let reason = s["peers"][0]["reason"].as_str().unwrap_or_default();
+            reason.contains("role-conflict")
+        });
+        let content = client.read_all().expect("it serves on");
+        assert!(content == parted.had[1], "nothing was overwritten under it");
+        client.disconnect();
+        parted.demote(&[1]);
+        if conflict == "disconnect" {
+            for node in &parted.stage.nodes {
+                node.wait_connection("StandAlone");
+                node.ok(&["connect", "r0"]);
+            }
+        }
+        parted.expect_winner(0);
+    }
+    // Whoever is not in use is demoted by itself.
+    let parted = in_conflict(9, "call-pri-lost", "");
+    parted.meet();
+    parted.stage.nodes[1].wait("bravo is demoted", |s| s["role"] == "Secondary");
+    parted.expect_winner(0);
+}
+
+#[test]
+fn a_primary_in_use_is_lost_only_violently() {
+    let told = tempfile::tempdir().expect("a directory");
+    let file = told.path().join("pri-lost");
+    let handler = format!("[handlers]\npri-lost = \"touch {}\"\n", file.display());
+    let parted = in_conflict(10, "call-pri-lost", &handler);
+    let bravo = &parted.stage.nodes[1];
+    let events = bravo.events();
+    let mut client = Client::unix(&bravo.export).expect("bravo serves");
+    parted.meet();
+    events.wait("the end of pri-lost", |e| {
+        let cause = e["cause"].as_str().unwrap_or_default();
+        e["kind"] == "handler" && cause.contains("pri-lost after")
+    });
+    assert!(file.exists(), "its handler has run");
+    assert_eq!(bravo.wait_connection("StandAlone")["role"], "Primary");
+    let content = client.read_all().expect("it is served");
+    assert!(content == parted.had[1], "and nothing has changed under it");
+    drop(parted);
+
+    let parted = in_conflict(11, "violently", "");
+    let mut client = Client::unix(&parted.stage.nodes[1].export).expect("bravo serves");
+    client.read(0, BLOCK).expect("it reads");
+    parted.meet();
+    parted.stage.nodes[1].wait("bravo is demoted", |s| s["role"] == "Secondary");
+    assert!(client.read(0, BLOCK).is_err(), "it is not served any more");
+    parted.expect_winner(0);
+}
+
 // Saving.
 
 fn discarded(node: &Node, args: &[&str]) -> String {
