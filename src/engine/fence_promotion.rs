@@ -7,6 +7,7 @@ use crate::event::{DiskState, Role, Severity};
 use crate::fencing::{Step, words};
 use crate::ids::CommandId;
 use crate::resource::Resource;
+use crate::sabotage::{self, Mistake};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -22,7 +23,8 @@ impl Resource {
     /// Peers that have to be fenced before this node is promoted.
     fn to_be_fenced(&self) -> Vec<usize> {
         let missing = |&p: &usize| !self.peers[p].is_agreed() && !self.is_harmless(p);
-        match self.cfg.options.fencing.calls() {
+        let forgets = sabotage::is(Mistake::PromoteUnfenced);
+        match self.cfg.options.fencing.calls() && !forgets {
             true => (0..self.peers.len()).filter(missing).collect(),
             false => Vec::new(),
         }
@@ -36,6 +38,9 @@ impl Resource {
     /// What handlers do counts only for a copy that was current in this life: to have a peer fenced for
     /// another would take the only current copy out of service and help nobody.
     fn slept(&self, peers: &[usize]) -> Option<Refusal> {
+        if sabotage::is(Mistake::FenceForSlept) {
+            return None;
+        }
         let late = |v: &&crate::volume::Volume| v.disk == DiskState::Consistent && !v.was_current;
         let v = self.volumes.iter().find(late)?;
         let name = &self.peers[*peers.first()?].name;

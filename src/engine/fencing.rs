@@ -17,6 +17,7 @@ use crate::handler::{HandlerKind, HandlerResult, Then};
 use crate::metadata::superblock::{MdFlags, PeerFlags};
 use crate::peer::{Link, Phase};
 use crate::resource::Resource;
+use crate::sabotage::{self, Mistake};
 use crate::suspend::Reason;
 use crate::time::{Duration, Instant};
 use alloc::format;
@@ -221,7 +222,7 @@ impl Resource {
         let mut was = Vec::new();
         for v in 0..self.volumes.len() {
             was.push(self.peer_flags(v, node).contains(PeerFlags::OUTDATED));
-            if was[v] {
+            if was[v] && !sabotage::is(Mistake::KeepOutdatedMark) {
                 self.set_peer_disk(p, v, DiskState::DUnknown, "it is being talked to");
                 self.set_peer_flag(v, node, PeerFlags::OUTDATED, false);
                 self.commit(v, false, None);
@@ -390,7 +391,7 @@ impl Resource {
                 );
                 self.fence_failed(p, text);
             }
-            4 | 7 if !lately => {
+            4 | 7 if !lately && !sabotage::is(Mistake::FenceForSlept) => {
                 let text = format!(
                     "{name} is fenced now (exit code {code}), but it may have gone on before: \
                      this copy has not been current since {me} was started"
@@ -434,6 +435,9 @@ impl Resource {
     }
 
     fn fence_failed(&mut self, p: usize, why: String) {
+        if sabotage::is(Mistake::ThawUnfenced) {
+            self.no_longer_awaited(p, why.clone());
+        }
         let mut text = format!("{} is not fenced: {why}", self.peers[p].name);
         if self.peers[p].fence.awaited {
             text.push_str(

@@ -176,6 +176,7 @@ impl Resource {
                     format!("wait for the resync: `twinblk wait-sync {name}`"),
                 ));
             }
+            let fenced = fenced || crate::sabotage::is(crate::sabotage::Mistake::PromoteUnfenced);
             if fenced && volume.disk == DiskState::Consistent {
                 continue;
             }

@@ -74,11 +74,19 @@ pub enum Mistake {
     ForgetOvertaken,
     /// A split-brain policy picks the other victim on one of the two nodes.
     PolicyPicksTheOther,
+    /// Under a fencing policy a node is promoted beside a lost peer that nobody has fenced.
+    PromoteUnfenced,
+    /// Frozen I/O goes on although the handler has failed.
+    ThawUnfenced,
+    /// That a peer is Outdated is not taken back when it is met again.
+    KeepOutdatedMark,
+    /// A peer is fenced for a copy that was asleep while that peer may have gone on.
+    FenceForSlept,
 }
 
 impl Mistake {
     /// Those that two nodes notice.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -105,6 +113,10 @@ impl Mistake {
         Self::ReadStaleCopy,
         Self::ForgetOvertaken,
         Self::PolicyPicksTheOther,
+        Self::PromoteUnfenced,
+        Self::ThawUnfenced,
+        Self::KeepOutdatedMark,
+        Self::FenceForSlept,
     ];
 
     /// Those that only three and more nodes can notice.

@@ -79,7 +79,7 @@ const DISKLESS: [&str; 9] = [
 ];
 
 /// What only two nodes and more under a fencing policy meet.
-const FENCING: [&str; 20] = [
+const FENCING: [&str; 21] = [
     "handler fence-peer exit 1",
     "handler fence-peer exit 3",
     "handler fence-peer exit 4",
@@ -99,10 +99,11 @@ const FENCING: [&str; 20] = [
     "suspended no→fencing",
     "suspended fencing→no",
     "suspended no→user",
+    "a failover daemon promotes",
     "suspended user→no",
 ];
 
-const OTHERS: [&str; 18] = [
+const OTHERS: [&str; 21] = [
     "a node is lost for ever",
     "one declared current",
     "split brain resolved",
@@ -110,6 +111,9 @@ const OTHERS: [&str; 18] = [
     "verify finished",
     "verify ended early",
     "order adjust done",
+    "order auto-promote done",
+    "order auto-promote refused",
+    "order auto-demote done",
     "order disconnect done",
     "order verify --repair done",
     "order verify --stop done",

@@ -43,6 +43,8 @@ pub struct FencePlan {
     pub broken: u64,
     /// An administrator suspends and resumes I/O, outdates copies, and demotes by force.
     pub suspends: bool,
+    /// Failover daemons that hear nothing of the other node promote their own.
+    pub fails_over: bool,
 }
 
 impl FencePlan {
@@ -63,6 +65,7 @@ impl FencePlan {
             handlers: fencing != Fencing::DontCare || rng.per_mille(200),
             broken: rng.pick(&[0, 0, 200]),
             suspends: rng.per_mille(250),
+            fails_over: fencing != Fencing::DontCare && Rng::stream(seed, 23).per_mille(400),
         }
     }
 
@@ -74,6 +77,7 @@ impl FencePlan {
             handlers: false,
             broken: 0,
             suspends: false,
+            fails_over: false,
         }
     }
 
@@ -108,6 +112,8 @@ pub struct Handlers {
     runs: BTreeMap<u64, Run>,
     /// Somebody has overruled fencing: from here on it promises nothing.
     pub overruled: bool,
+    /// In a story: the handlers of this node break.
+    pub breaks_on: Option<usize>,
 }
 
 impl Handlers {
@@ -118,6 +124,7 @@ impl Handlers {
             next: 0,
             runs: BTreeMap::new(),
             overruled: false,
+            breaks_on: None,
         }
     }
 }
@@ -169,6 +176,9 @@ impl World {
             return;
         }
         let (kind, peer) = (run.kind, run.peer);
+        if self.handlers.breaks_on == Some(run.node) {
+            return self.handler_says(number, HandlerResult::Exited(1));
+        }
         let broken = !self.ending && self.handlers.rng.per_mille(self.plan.fence.broken);
         let answer = match (kind, peer) {
             (_, _) if broken => {

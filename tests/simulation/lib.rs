@@ -18,7 +18,8 @@ mod chaos;
 pub mod clients;
 pub mod coverage;
 pub mod disk;
-pub mod handlers;
+pub mod failover;
+mod handlers;
 mod invariants;
 pub mod kept;
 mod links;
@@ -36,13 +37,15 @@ pub mod sabotaged;
 mod saving;
 #[cfg(test)]
 mod scenarios;
+// A build with mistakes tells only those stories that notice one.
+#[cfg(any(test, sabotage))]
+mod scenarios_fencing;
 #[cfg(test)]
 mod scenarios_orders;
 #[cfg(test)]
 mod scenarios_resync;
 #[cfg(test)]
 mod scenarios_split_brain;
-// A build with mistakes tells only those stories that notice one.
 #[cfg(any(test, sabotage))]
 #[cfg_attr(sabotage, allow(dead_code))]
 mod scenarios_survivors;

@@ -6,6 +6,7 @@ use crate::world::{Due, World};
 use twinblk_engine::command::Command;
 use twinblk_engine::event::{ConnState, DiskState, Role};
 use twinblk_engine::status::Status;
+use twinblk_engine::suspend::Reason;
 
 /// So long nobody had current data when somebody forces a copy that is not.
 const A_WHILE: u64 = 100 * SECOND;
@@ -104,7 +105,13 @@ impl World {
                     };
                     if self.nodes[primary].role == Role::Primary {
                         self.clients_leave(primary);
-                        self.order(primary, Command::Secondary);
+                        let frozen = |s: &Status| s.suspended_for.has(Reason::Fencing);
+                        let frozen = states[primary].as_ref().is_some_and(frozen);
+                        let command = match frozen {
+                            true => Command::SecondaryByForce,
+                            false => Command::Secondary,
+                        };
+                        self.order(primary, command);
                         return true;
                     }
                 }

@@ -136,6 +136,8 @@ pub struct Plan {
     pub diskless: DisklessPlan,
     /// Fencing, handlers, suspension.
     pub fence: FencePlan,
+    /// Clients that have a node promoted for them.
+    pub auto_promotes: bool,
     /// Disturbances (by number) that are left out: how a failure is reduced.
     pub without: Vec<u64>,
     /// Nothing disturbs after this many disturbances.
@@ -199,6 +201,7 @@ impl Plan {
             lost: None,
             diskless: DisklessPlan::new(seed),
             fence: FencePlan::new(seed),
+            auto_promotes: Rng::stream(seed, 25).per_mille(100),
             without: Vec::new(),
             most: u64::MAX,
         };
@@ -253,6 +256,7 @@ impl Plan {
                 on_no_data: OnNoData::IoError,
             },
             fence: FencePlan::none(),
+            auto_promotes: false,
             without: Vec::new(),
             most: 0,
         }

@@ -5,7 +5,7 @@
 use crate::campaign::Campaign;
 use crate::plan::Plan;
 use crate::run::run;
-use crate::{scenarios_survivors, scenarios_three};
+use crate::{scenarios_fencing, scenarios_survivors, scenarios_three};
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 use twinblk_engine::sabotage::{MARK, Mistake, choose};
@@ -48,6 +48,7 @@ pub fn all(seeds: u64, jobs: usize, nodes: Option<usize>, only: Option<&str>) ->
 
 /// A story about a mistake that random seeds come to only once in thousands.
 fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
+    use scenarios_fencing as fencing;
     use scenarios_survivors as survivors;
     use scenarios_three as three;
     Some(match mistake {
@@ -82,6 +83,18 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
         Mistake::BehindForEver => (
             "a peer that a third node brought up to date",
             three::a_peer_that_a_third_node_brought_up_to_date_is_left_behind_by_a_new_generation,
+        ),
+        Mistake::ThawUnfenced => (
+            "a handler that has failed",
+            fencing::io_stays_frozen_when_the_handler_has_failed,
+        ),
+        Mistake::KeepOutdatedMark => (
+            "a peer that is current again",
+            fencing::a_peer_that_is_current_again_is_not_harmless,
+        ),
+        Mistake::FenceForSlept => (
+            "a copy that has slept",
+            fencing::nobody_is_fenced_for_a_copy_that_has_slept,
         ),
         _ => return None,
     })

@@ -60,6 +60,10 @@ pub enum Due {
     HandlerLate(u64),
     /// An administrator suspends I/O, or lets it go on.
     Suspend,
+    /// A failover daemon looks whether its node should be promoted.
+    Failover,
+    /// A client for whose sake a node is promoted comes, or does not.
+    AutoPromote,
 }
 
 /// A broken promise: which, and how.
@@ -112,6 +116,7 @@ pub struct World {
     pub(crate) net_rng: Rng,
     pub(crate) fault_rng: Rng,
     pub(crate) boot_rng: Rng,
+    pub(crate) failover_rng: Rng,
 }
 
 impl World {
@@ -144,6 +149,7 @@ impl World {
             net_rng: Rng::stream(plan.seed, 3),
             fault_rng: Rng::stream(plan.seed, 4),
             boot_rng: Rng::stream(plan.seed, 5),
+            failover_rng: Rng::stream(plan.seed, 24),
             plan,
         }
     }
@@ -257,6 +263,8 @@ impl World {
             Due::Handler(number) => self.handler_goes_on(number),
             Due::HandlerLate(number) => self.handler_is_late(number),
             Due::Suspend => self.suspend_at_random(),
+            Due::Failover => self.fail_over(),
+            Due::AutoPromote => self.auto_promote_at_random(),
             Due::Lose(n) => {
                 self.trace.count("a node is lost for ever");
                 self.kill(n, self.now.is_multiple_of(2));
@@ -387,6 +395,12 @@ impl World {
         }
         if self.plan.fence.suspends {
             self.after(SECOND, Due::Suspend);
+        }
+        if self.plan.fence.fails_over {
+            self.after(SECOND, Due::Failover);
+        }
+        if self.plan.auto_promotes {
+            self.after(SECOND, Due::AutoPromote);
         }
         if !self.plan.faults.is_empty() {
             self.after(SECOND, Due::Disturb);
