@@ -196,8 +196,31 @@ fn force_counts_for_one_reign() {
     assert_eq!(pair.role(1), Role::Secondary, "{}", pair.dump());
 }
 
-/// A peer that parted to talk anew is given some time before it is fenced; whoever is not Primary any more
-/// by then fences nobody.
+/// What a peer says of itself when the two meet is newer than what a handler once said of it, also when nothing
+/// comes of the meeting.
+#[test]
+fn a_peer_that_has_gone_on_is_not_taken_for_outdated_any_more() {
+    let mut pair = pair(13, Fencing::ResourceAndStonith);
+    pair.cut();
+    settle(&mut pair);
+    // The handler does not tell the truth: bravo is well.
+    fence(&mut pair, 0, Exited(7));
+    let of_bravo = |pair: &Pair| pair.status(0).peers[0].volumes[0].peer_disk;
+    assert_eq!(of_bravo(&pair), DiskState::Outdated);
+    let order = pair.order_async(1, PROMOTE);
+    settle(&mut pair);
+    fence(&mut pair, 1, Exited(7));
+    assert!(pair.nodes[1].answers[&order].is_ok(), "{}", pair.dump());
+    pair.write(0, 0, 4096, 5);
+    pair.write(1, 0, 4096, 6);
+    mend(&mut pair);
+    assert_eq!(pair.connection(0), ConnState::StandAlone, "{}", pair.dump());
+    assert_ne!(of_bravo(&pair), DiskState::Outdated, "{}", pair.dump());
+    pair.order(0, Command::Secondary).expect("no clients");
+    assert_eq!(pair.status(0).fences_first, ["bravo"], "it may go on");
+}
+
+/// Whatever was begun in its reign, and however strict the policy becomes.
 #[test]
 fn a_secondary_fences_nobody() {
     let mut pair = pair(10, Fencing::ResourceOnly);
