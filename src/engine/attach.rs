@@ -2,8 +2,7 @@
 //! commits, from the request to those who waited for it.
 
 use crate::bitmap::Bitmap;
-use crate::event::{DiskState, Role, Severity, What};
-use crate::handler::{HandlerKind, Then};
+use crate::event::{DiskState, Severity, What};
 use crate::ids::VolumeId;
 use crate::meta_writer::PagePlace;
 use crate::metadata::BLOCK;

@@ -328,7 +328,9 @@ impl Resource {
         if let Some(refusal) = self.in_use() {
             return Err(refusal);
         }
-        if self.suspended.any() {
+        // Who has no clients (see above) has nobody who could wait for a copy: what is left over was
+        // answered to nobody, and is failed when the demotion begins.
+        if self.suspended.any() && !self.suspended.only(Reason::NoData) {
             return Err(refuse(
                 RefusalKind::State,
                 format!("I/O is suspended ({})", self.suspended.words()),
