@@ -474,7 +474,7 @@ impl Resource {
 
     /// Metadata could not be written: the change cannot be carried out.
     pub(crate) fn fail_role_change(&mut self, reason: &str) {
-        let way_out = "mend the disk, then take the resource down and up again";
+        let way_out = "mend the disk, then `twinblk attach RES`";
         self.end_role_change(Err(refuse(RefusalKind::NoDisk, reason, way_out)));
     }
 
