@@ -385,19 +385,16 @@ fn a_stop_of_a_primary_that_waits_for_a_copy_answers_everybody() {
         let mut tags: Vec<u64> = (0..3)
             .map(|block| pair.submit_write(0, block * BLOCK, 4096, 9))
             .collect();
-        for _ in 0..pair.rng() % 8 {
+        for _ in 0..pair.rng() % 60 {
             pair.step();
         }
-        pair.cut();
-        let kind = (seed % 3) as usize;
-        pair.nodes[0].faults[kind] = Some(Fault {
-            after: pair.rng() % 3,
-            bad: u64::MAX,
-        });
-        tags.push(pair.submit_write(0, 8 * BLOCK, 4096, 9));
-        for _ in 0..40 {
-            pair.step();
-        }
+        let bad = u64::MAX;
+        pair.nodes[1].faults[1] = Some(Fault { after: 0, bad });
+        let kind = (seed % 2) as usize;
+        let after = pair.rng() % 2;
+        pair.nodes[0].faults[kind] = Some(Fault { after, bad });
+        tags.push(pair.submit_write(0, 2 * BLOCK, 4096, 9));
+        pair.settle();
         waited += u32::from(pair.status(0).suspended_for.any());
         pair.order(0, Command::Stop { force: true })
             .expect("it was told to");
