@@ -47,7 +47,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("net", "tls", ""),
     ("net", "allow-remote-read", ""),
     ("net", "load-balance-paths", ""),
-    ("disk", "fencing", ""),
     ("disk", "size", ""),
     ("disk", "al-updates", ""),
     ("disk", "al-stripes", ""),
@@ -103,11 +102,6 @@ static LATER: &[(&str, &str, &str)] = &[
     ("options", "peer-ack-window", ""),
     ("options", "peer-ack-delay", ""),
     ("handlers", "before-resync-source", ""),
-    (
-        "handlers",
-        "local-io-error",
-        "a disk that reports an error is out of use: remove the line",
-    ),
     ("handlers", "quorum-lost", ""),
     (
         "startup",

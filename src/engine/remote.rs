@@ -323,6 +323,7 @@ impl Resource {
                     self.started -= 1;
                     r.local = LocalPart::NotStarted;
                     r.awaiting = 0;
+                    r.held = false;
                     writes.push((r.order, key));
                     self.release_extents(key);
                 }

@@ -340,7 +340,9 @@ impl Resource {
         if let Some(refusal) = self.in_use() {
             return Err(refusal);
         }
-        if self.suspended.any() {
+        // Who has no clients (see above) has nobody who could wait for a copy: what is left over was
+        // answered to nobody, and is failed when the demotion begins.
+        if self.suspended.any() && !self.suspended.only(Reason::NoData) {
             return Err(refuse(
                 RefusalKind::State,
                 format!("I/O is suspended ({})", self.suspended.words()),
@@ -484,7 +486,7 @@ impl Resource {
 
     /// Metadata could not be written: the change cannot be carried out.
     pub(crate) fn fail_role_change(&mut self, reason: &str) {
-        let way_out = "mend the disk, then take the resource down and up again";
+        let way_out = "mend the disk, then `twinblk attach RES`";
         self.end_role_change(Err(refuse(RefusalKind::NoDisk, reason, way_out)));
     }
 

@@ -109,7 +109,10 @@ use DiskState::{
 
 /// States of a disk.
 pub const DISKS: &[Meaning<DiskState>] = &[
-    means(Diskless, "no disk is attached"),
+    means(
+        Diskless,
+        "no disk is attached, or it is out of use until `attach`; a Primary is served by its peer",
+    ),
     means(Attaching, "the metadata are being read and written"),
     means(
         Detaching,
@@ -117,7 +120,7 @@ pub const DISKS: &[Meaning<DiskState>] = &[
     ),
     means(
         Failed,
-        "an I/O error took it out of use; it stays so until the resource goes down and up",
+        "an I/O error, or `detach`, took it out of use; what is under way on it is waited for",
     ),
     means(Negotiating, "not used by this version"),
     means(
@@ -141,7 +144,7 @@ pub const DISK_CHANGES: &[Change<DiskState>] = &[
     change(
         Diskless,
         Attaching,
-        "`up`: the disk was opened, its metadata were read",
+        "`up` or `attach`: the disk was opened, its metadata were read",
     ),
     change(
         Attaching,

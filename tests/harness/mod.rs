@@ -6,6 +6,7 @@
 //! * [`load`]: writes that know what they wrote, and the judge of what survived;
 //! * [`content`]: what a disk holds, without the holes;
 //! * [`link`]: network namespaces and a cable between them that can be cut;
+//! * [`faults`]: disks that break;
 //! * [`tools`]: other people's programs; [`seeds`]: numbers that repeat.
 //!
 //! Tests wait for conditions, never for a time to pass; [`PATIENCE`] only bounds a test that hangs.
@@ -16,6 +17,7 @@
 )]
 
 pub mod content;
+pub mod faults;
 pub mod link;
 pub mod load;
 pub mod nbd;

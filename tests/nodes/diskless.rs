@@ -2,22 +2,12 @@
 //! during or after the resync of the disk that comes back; both disks end up equal and hold every
 //! confirmed write.
 
+use crate::harness::faults::break_writes;
 use crate::harness::load::{History, Load, wait_for_writes};
 use crate::harness::nbd::Client;
 use crate::harness::seeds::{Rng, each_seed};
 use crate::harness::stage::{Plan, Stage};
 use serde_json::Value;
-use std::process::Command;
-
-/// From now on writes to files behind this byte fail, as on a disk that breaks; `None`: no more.
-fn break_writes(pid: u32, behind: Option<u64>) {
-    let limit = behind.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
-    let status = Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), &format!("--fsize={limit}:")])
-        .status()
-        .expect("prlimit (util-linux) runs");
-    assert!(status.success());
-}
 
 fn disk_is(state: &'static str) -> impl Fn(&Value) -> bool {
     move |s| s["volumes"][0]["disk"] == state

@@ -252,6 +252,8 @@ fn every_option_has_an_effect_on_what_adjust_sees() {
             Key::KoCount | Key::MaxEpochSize | Key::PollUs => "11".to_owned(),
             Key::AlExtents => "67".to_owned(),
             Key::AutoPromote => "true".to_owned(),
+            Key::OnIoError => "\"call-local-io-error\"".to_owned(),
+            Key::OnNoDataAccessible => "\"suspend-io\"".to_owned(),
             Key::BufferSize => "\"33M\"".to_owned(),
             _ => "\"9M\"".to_owned(),
         };

@@ -121,9 +121,13 @@ fn next(p: &Picture<'_>, v: &VolumeStatus) -> String {
         DiskState::Attaching | DiskState::Detaching => {
             "it goes on when the disk has answered".to_string()
         }
-        DiskState::Diskless | DiskState::Failed => {
-            "nothing: a disk that was lost is left alone until the resource goes down and up"
+        DiskState::Failed => {
+            "when nothing is under way on the disk any more it is closed; then it is left alone until \
+             somebody attaches it"
                 .to_string()
+        }
+        DiskState::Diskless => {
+            "nothing: a disk that is out of use is left alone until somebody attaches it".to_string()
         }
         _ if p.status.peers.iter().any(|peer| trying(&peer)) => {
             "when a peer with current data is connected, what differs is copied from it".to_string()
@@ -144,18 +148,16 @@ fn commands(p: &Picture<'_>, v: &VolumeStatus) -> Vec<Suggestion> {
     }
     match v.disk {
         DiskState::Attaching | DiskState::Detaching => {}
-        DiskState::Diskless | DiskState::Failed => {
-            all.push(p.here(
-                "down RES",
-                "lets the disk go, so that it can be mended or replaced; refused while clients hold the \
-                 export (`--force` gives them errors)",
-            ));
-            all.push(p.here(
-                "up RES",
-                "opens the disk again, once it is mended; what it lacks is copied from the peer (a new \
-                 disk needs `create-md` first)",
-            ));
-        }
+        DiskState::Failed => all.push(p.here(
+            "detach --force RES",
+            "gives up what is under way on the disk, if it does not answer; a Primary's clients go on \
+             with the peer's copy, or get errors if none is current",
+        )),
+        DiskState::Diskless => all.push(p.here(
+            "attach RES",
+            "opens the disk again, once it is mended; what it lacks is copied from the peer, and clients \
+             are served meanwhile (a new disk needs `create-md` first)",
+        )),
         _ => {
             if let Some(alone) = p
                 .status

@@ -163,20 +163,23 @@ fn a_demotion_waits_for_writes_that_wait_for_each_other() {
 }
 
 #[test]
-fn a_primary_whose_disk_fails_says_so_to_its_handler() {
-    for n in 0..2 {
+fn a_primary_that_reaches_no_copy_says_so_to_its_handler() {
+    for (n, alone) in [(0, true), (0, false), (1, false)] {
         let mut pair = Pair::in_sync(9, Protocol::C);
         pair.change_options(|o| o.handlers = o.handlers.with(HandlerKind::PriOnInconDegr));
+        if alone {
+            pair.cut();
+        }
         pair.nodes[n].faults[1] = Some(Fault { after: 0, bad: 1 });
         let tag = pair.submit_write(0, 0, 4096, 1);
         let _ = pair.wait_reply(0, tag);
         pair.settle();
-        assert_eq!(pair.disk(n), DiskState::Failed, "{}", pair.dump());
+        assert_eq!(pair.disk(n), DiskState::Diskless, "{}", pair.dump());
         let called: Vec<_> = pair.nodes[n].handlers.iter().map(|h| h.1).collect();
-        let wanted: &[HandlerKind] = match n {
-            0 => &[HandlerKind::PriOnInconDegr],
-            // A Secondary serves nobody.
-            _ => &[],
+        let wanted: &[HandlerKind] = match alone {
+            true => &[HandlerKind::PriOnInconDegr],
+            // The peer serves; or the node is a Secondary, which serves nobody.
+            false => &[],
         };
         assert_eq!(called, wanted);
     }

@@ -374,3 +374,46 @@ fn a_disk_that_hangs_is_given_up_by_order() {
         mend(&mut pair, &mut acked, seed);
     }
 }
+
+/// Answers that waited for a new generation when the disk failed are not forgotten: whoever gives the
+/// suspension up gives every client an answer, and the order ends.
+#[test]
+fn a_stop_of_a_primary_that_waits_for_a_copy_answers_everybody() {
+    let mut waited = 0;
+    for seed in 1..200 {
+        let mut pair = pair(seed, Protocol::C, OnNoData::SuspendIo);
+        let mut tags: Vec<u64> = (0..3)
+            .map(|block| pair.submit_write(0, block * BLOCK, 4096, 9))
+            .collect();
+        for _ in 0..pair.rng() % 60 {
+            pair.step();
+        }
+        let bad = u64::MAX;
+        pair.nodes[1].faults[1] = Some(Fault { after: 0, bad });
+        let kind = (seed % 2) as usize;
+        let after = pair.rng() % 2;
+        pair.nodes[0].faults[kind] = Some(Fault { after, bad });
+        tags.push(pair.submit_write(0, 2 * BLOCK, 4096, 9));
+        pair.settle();
+        waited += u32::from(pair.status(0).suspended_for.any());
+        pair.order(0, Command::Stop { force: true })
+            .expect("it was told to");
+        for tag in tags {
+            assert!(pair.nodes[0].replies.contains_key(&tag), "{}", pair.dump());
+        }
+    }
+    assert!(waited > 60, "only {waited} waited");
+}
+
+/// Nobody is left who could wait for a copy: a demotion needs no force.
+#[test]
+fn a_primary_without_a_copy_and_without_clients_can_be_demoted() {
+    let mut pair = pair(1, Protocol::C, OnNoData::SuspendIo);
+    pair.order(0, Command::Detach { force: false })
+        .expect("the peer serves");
+    pair.cut();
+    assert!(pair.status(0).suspended_for.any(), "{}", pair.dump());
+    pair.order(0, Command::Secondary).expect("nobody holds it");
+    assert!(!pair.status(0).suspended_for.any());
+    assert_eq!(pair.role(0), Role::Secondary);
+}

@@ -261,7 +261,7 @@ fn whatever_comes_ends_it_and_it_says_where_it_was() {
                     );
                 }
                 if let C::ReadError(n) = comes {
-                    assert_eq!(pair.disk(n), DiskState::Failed);
+                    assert_eq!(pair.disk(n), DiskState::Diskless);
                 }
                 if matches!(comes, C::Invalidate | C::InvalidateRemote | C::Stop(_)) {
                     pair.expect_in_sync();
