@@ -15,6 +15,7 @@ mod harness;
 mod attached;
 mod base64;
 mod cluster_pacemaker;
+mod cluster_scripts;
 mod device;
 mod device_faults;
 mod device_fio;
