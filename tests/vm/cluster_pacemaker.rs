@@ -301,6 +301,7 @@ fn pacemaker_moves_postgresql_to_the_other_machine() {
         site.pair.machines[active].ok(&format!("touch /run/enough; {standby} --delete"));
         // It comes back, and is known to hold the same.
         site.wait_in_sync(1 - active);
+        site.wait_unfenced();
         site.client(1 - active);
         site.wait_commits(20);
     }
