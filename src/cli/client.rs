@@ -185,6 +185,17 @@ impl Client {
 }
 
 fn unreachable_daemon(control: &Path, error: &std::io::Error) -> CliError {
+    // Somebody listens, and has not looked for so long that there is no room to knock.
+    if error.kind() == ErrorKind::WouldBlock {
+        return CliError::new(
+            Code::Timeout,
+            format!(
+                "the daemon on {} is there and takes no more questions",
+                control.display()
+            ),
+            "try again; if it stays so, look at its log",
+        );
+    }
     let reason = match error.kind() {
         ErrorKind::NotFound => "there is no such socket".to_owned(),
         ErrorKind::ConnectionRefused => "nobody listens on it".to_owned(),
@@ -212,6 +223,30 @@ fn checked(name: &str) -> Result<&str, CliError> {
 mod tests {
     use crate::api::{Answer, ErrorBody, EventLine, ResourceStatus, Why};
     use serde_json::Value;
+
+    /// Exit code 20 lets a failover daemon believe that nothing is served.
+    #[tokio::test]
+    async fn a_daemon_too_busy_to_be_asked_is_not_taken_for_dead() {
+        use super::{Client, Code};
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("control");
+        let client = Client::new(path.clone());
+        let code = |error: super::CliError| error.code;
+        let nobody = client.list().await.expect_err("nobody is there");
+        assert_eq!(code(nobody), Code::NoDaemon as u8);
+        let address = SocketAddrUnix::new(&path).expect("an address");
+        let busy = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
+        bind(&busy, &address).expect("it is free");
+        listen(&busy, 0).expect("it listens");
+        // Takes the only place there is.
+        let first = std::os::unix::net::UnixStream::connect(&path).expect("the first");
+        let second = client.list().await.expect_err("there is no room");
+        assert_eq!(code(second), Code::Timeout as u8);
+        drop((first, busy));
+        let dead = client.list().await.expect_err("nobody listens");
+        assert_eq!(code(dead), Code::NoDaemon as u8);
+    }
 
     /// Every example of the page is what the types say, no field more and none less.
     #[test]

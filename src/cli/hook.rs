@@ -12,6 +12,7 @@ use super::hook_intent::Intent;
 use super::hook_score::{reaches_current, score};
 use super::print;
 use crate::api::{Order, ResourceStatus};
+use std::future::Future;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,7 @@ pub(super) async fn run(client: &Client, control: &Path, args: &Hook) -> Result<
         HookAction::Promotable => call.promotable().await,
         HookAction::Health => call.health().await,
         HookAction::Score => {
-            let status = client.status(name).await?;
+            let status = call.look().await?;
             print(&format!("{}\n", score(&status, &args.scores)))
         }
     }
@@ -78,6 +79,32 @@ impl Call<'_> {
 
     async fn order(&self, verb: &str) -> Result<String, CliError> {
         self.client.order(self.name, verb, &Order::default()).await
+    }
+
+    /// The state, in time.
+    async fn look(&self) -> Result<ResourceStatus, CliError> {
+        self.in_time(self.client.status(self.name)).await
+    }
+
+    /// An answer, unless the daemon is silent for longer than this call may take. What is asked when time is
+    /// up is asked for a moment still.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, CliError>>,
+    ) -> Result<T, CliError> {
+        let until = self.until.max(Instant::now() + LAST_ATTEMPT);
+        let silent = |_| {
+            Err(CliError::new(
+                Code::Timeout,
+                format!(
+                    "the daemon did not answer about {} in time; it is there, and may be serving",
+                    self.name
+                ),
+                "look at its log; a daemon that stays silent must be ended before another node takes over",
+            ))
+        };
+        let answer = tokio::time::timeout_at(until.into(), answer).await;
+        answer.unwrap_or_else(silent)
     }
 
     /// Becomes Primary, however long it takes within the time: the daemon may be starting, the disk
@@ -105,14 +132,14 @@ impl Call<'_> {
         wait_peer: Instant,
     ) -> Result<Option<CliError>, CliError> {
         intent.still_holds()?;
-        let status = match self.client.status(self.name).await {
+        let status = match self.look().await {
             Ok(status) => status,
             Err(error) if error.code == Code::NoDaemon as u8 => return Ok(Some(error)),
             Err(error) => return Err(error),
         };
         if !status.up {
             // What cannot be brought up now may be in a moment (a disk that appears).
-            let up = self.order("up").await;
+            let up = self.in_time(self.order("up")).await;
             return Ok(Some(up.err().unwrap_or_else(|| not_yet(&status))));
         }
         if status.role == "Primary" {
@@ -161,12 +188,12 @@ impl Call<'_> {
     async fn down(&self, intent: &Intent) -> Result<(), CliError> {
         loop {
             intent.still_holds()?;
-            let status = self.client.status(self.name).await?;
+            let status = self.look().await?;
             if !status.up {
                 return Ok(());
             }
             // Also on a Secondary: it may be about to be promoted, and is not any more after this.
-            match self.order("secondary").await {
+            match self.in_time(self.order("secondary")).await {
                 Ok(_) => return Ok(()),
                 Err(error) if self.time_is_up() => return Err(error),
                 Err(_) => tokio::time::sleep(LOOK).await,
@@ -181,7 +208,7 @@ impl Call<'_> {
             what: String::new(),
             next: String::new(),
         };
-        match self.client.status(self.name).await {
+        match self.look().await {
             Err(error) => {
                 print("unknown\n")?;
                 Err(CliError {
@@ -205,7 +232,7 @@ impl Call<'_> {
 
     /// Whether this node is Primary, or could be made so now.
     async fn promotable(&self) -> Result<(), CliError> {
-        let status = self.client.status(self.name).await?;
+        let status = self.look().await?;
         if !status.up {
             return Err(not_yet(&status));
         }
@@ -221,7 +248,7 @@ impl Call<'_> {
     /// Whether clients of this Primary get their data. I/O that is suspended counts as served as long as
     /// it waits for something that is under way: to fail over would not make it come sooner.
     async fn health(&self) -> Result<(), CliError> {
-        let status = self.client.status(self.name).await?;
+        let status = self.look().await?;
         unserved(&status).map_or(Ok(()), Err)
     }
 }

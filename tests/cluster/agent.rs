@@ -108,6 +108,91 @@ fn every_state_has_its_code() {
     expect(&pair, 1, "monitor", 0);
 }
 
+/// A daemon that hangs serves, for all anybody knows: nothing but its end counts as stopped.
+#[test]
+fn a_silent_daemon_is_not_taken_for_stopped() {
+    let pair = Pair::new();
+    let alpha = &pair.machines[0];
+    let stop = "kill -STOP $(cat /run/twinblk.pid)";
+    let resume = "kill -CONT $(cat /run/twinblk.pid)";
+    expect(&pair, 0, "promote", 0);
+    alpha.ok(stop);
+    // A node that cannot be demoted is stopped, or fenced.
+    for (action, more) in [
+        ("monitor", "OCF_RESKEY_CRM_meta_interval=2000"),
+        ("monitor", PROBE),
+        ("demote", ""),
+        ("start", "OCF_RESKEY_start_command="),
+    ] {
+        let in_time = format!("OCF_RESKEY_CRM_meta_timeout=8000 {more}");
+        let (code, text) = act(&pair, 0, action, &in_time);
+        assert_eq!(code, 1, "{action} {more}: {text}");
+        assert!(text.contains("does not answer"), "{action} {more}: {text}");
+    }
+    alpha.ok(resume);
+    expect(&pair, 0, "monitor", 8);
+
+    // A stop ends it, in its time, and what it served with it.
+    alpha.ok(stop);
+    let before = alpha.ok("cat /run/twinblk.pid");
+    let (code, text) = act(&pair, 0, "stop", "OCF_RESKEY_CRM_meta_timeout=16000");
+    assert_eq!(code, 0, "{text}\n{}", pair.describe());
+    alpha.ok(&format!("! kill -0 {before}"));
+    // Its successor knows the resource, and nobody is Primary of it.
+    expect(&pair, 0, "start", 0);
+    expect(&pair, 0, "monitor", 0);
+    pair.wait_in_sync();
+}
+
+/// The disk of a Primary is gone. As long as clients get their data it is promoted and well.
+#[test]
+fn a_primary_that_lost_its_disk_has_failed_when_nobody_serves_in_its_place() {
+    let mut pair = Pair::new();
+    let alpha = &pair.machines[0];
+    // A disk that can lose everything: beyond the end of its file each read and write is an error.
+    alpha.ok("twinblk down r0
+        loop=$(losetup --find --show /srv/r0.img)
+        sed -i \"0,/disk = .*/s||disk = \\\"$loop\\\"|\" /etc/twinblk/r0.toml
+        twinblk adjust r0; twinblk up r0; losetup --detach $loop");
+    pair.wait_in_sync();
+    expect(&pair, 0, "promote", 0);
+    pair.power_off(1);
+    let alpha = &pair.machines[0];
+    crate::wait(
+        "the peer to be lost",
+        || {
+            pair.status(0)
+                .is_some_and(|s| s["peers"][0]["connection"] != "Connected")
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    expect(&pair, 0, "monitor", 8);
+    alpha.ok("truncate -s 0 /srv/r0.img");
+    // It is noticed by who uses it.
+    alpha.run(
+        "timeout 20 nbdinfo --map nbd+unix:///r0?socket=/run/twinblk/r0.sock; \
+        timeout 20 nbdcopy nbd+unix:///r0?socket=/run/twinblk/r0.sock /dev/null",
+    );
+    crate::wait(
+        "the disk to be given up",
+        || {
+            pair.status(0)
+                .is_some_and(|s| s["volumes"][0]["disk"] != "UpToDate")
+                .then_some(())
+        },
+        || pair.describe(),
+    );
+    let text = expect(&pair, 0, "monitor", 9);
+    assert!(text.contains("without access to current data"), "{text}");
+    assert_eq!(alpha.ok("twinblk hook r0 score").trim(), "none");
+    assert_eq!(alpha.run("twinblk hook r0 health").status.code(), Some(17));
+    // The way out that the cluster takes.
+    expect(&pair, 0, "demote", 0);
+    expect(&pair, 0, "stop", 0);
+    expect(&pair, 0, "monitor", 7);
+}
+
 #[test]
 fn ocf_tester_has_nothing_to_complain_about() {
     let pair = Pair::new();

@@ -64,6 +64,17 @@ ping-int = 3
 ping-timeout = 2
 "#;
 
+/// Says how long a story took, past the test program, which shows what is printed only of tests that fail.
+impl Drop for Pair {
+    fn drop(&mut self) {
+        use std::io::Write;
+        let thread = std::thread::current();
+        let story = thread.name().unwrap_or("a story");
+        let seconds = self.started.elapsed().as_secs_f64();
+        let _ = writeln!(std::io::stderr(), "took {seconds:5.1} s: {story}");
+    }
+}
+
 impl Pair {
     /// Two machines whose copies are in sync; nobody is Primary, no failover daemon runs yet.
     pub fn new() -> Self {

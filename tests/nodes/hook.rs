@@ -76,6 +76,25 @@ fn up_starts_what_is_down_and_waits_for_a_daemon_that_starts() {
     assert_eq!(role(&stage, 0), "Primary");
 }
 
+/// Who is told "no daemon" lets another node take over.
+#[test]
+fn a_daemon_that_hangs_is_not_taken_for_dead_and_nobody_waits_for_it() {
+    let stage = Stage::in_sync(Plan::new("C"));
+    let alpha = &stage.nodes[0];
+    alpha.signal("STOP");
+    for action in ["down", "up", "health", "promotable", "score"] {
+        let text = alpha.refused(5, &["hook", "r0", action, "--timeout", "1"]);
+        assert!(text.contains("did not answer"), "{action}: {text}");
+    }
+    let text = alpha.run(&["hook", "r0", "status", "--timeout", "1"]);
+    assert_eq!(
+        (text.status.code(), text.stdout.as_slice()),
+        (Some(4), &b"unknown\n"[..])
+    );
+    alpha.signal("CONT");
+    alpha.ok(&["hook", "r0", "down"]);
+}
+
 #[test]
 fn stale_data_are_not_promoted_however_often_it_is_asked_for() {
     let mut stage = Stage::in_sync(Plan::new("C"));

@@ -11,6 +11,7 @@ pub(crate) const DEVICE: Setup = Setup {
     roots: [Root::Small; 2],
     node: "device = \"/dev/nbd0\"",
     options: "device-timeout = \"5s\"\ndevice-dead-timeout = \"120s\"\n",
+    configuration: None,
 };
 
 /// What `status` says of the device.
@@ -115,6 +116,9 @@ fn the_device_comes_with_the_role_and_goes_with_it() {
 
 #[test]
 fn it_grows_while_it_is_mounted() {
+    if !crate::long_form() {
+        return;
+    }
     let mut pair = Pair::both_secondary(48 << 20, DEVICE);
     let whole = pair.data_size();
     let small = (whole / 2) & !4095;
@@ -144,6 +148,9 @@ fn it_grows_while_it_is_mounted() {
 
 #[test]
 fn what_stands_in_its_way_is_said_and_the_sockets_serve() {
+    if !crate::long_form() {
+        return;
+    }
     let mut pair = Pair::both_secondary(16 << 20, DEVICE);
     // No driver, nor one that newer kernels would load by themselves.
     let module = "/lib/modules/$(uname -r)/kernel/drivers/block/nbd.ko";

@@ -10,6 +10,9 @@ use crate::power_cut::number;
 
 #[test]
 fn a_device_whose_resource_does_not_come_up_can_be_taken_away() {
+    if !crate::long_form() {
+        return;
+    }
     let mut pair = mounted(DEVICE);
     let alpha = &mut pair.machines[0];
     alpha.ok("mount -o remount,errors=continue /mnt");
@@ -52,6 +55,9 @@ fn a_device_whose_resource_does_not_come_up_can_be_taken_away() {
 /// once, the kernel would wait for ever.
 #[test]
 fn a_device_that_waits_after_secondary_and_grows_goes_on_by_order_with_its_new_size() {
+    if !crate::long_form() {
+        return;
+    }
     let mut pair = Pair::both_secondary(48 << 20, DEVICE);
     let whole = pair.data_size();
     let small = (whole / 2) & !4095;

@@ -60,6 +60,9 @@ fn pid(machine: &mut Machine) -> String {
 
 #[test]
 fn fio_verifies_while_the_daemon_is_restarted_and_killed() {
+    if !crate::long_form() {
+        return;
+    }
     let seed = number("TWINBLK_SEED", std::process::id().into());
     let rounds = number("TWINBLK_VM_RESTARTS", 2);
     println!("seed {seed}; again: TWINBLK_SEED={seed} tests/vm/run device_fio");
@@ -68,6 +71,7 @@ fn fio_verifies_while_the_daemon_is_restarted_and_killed() {
         roots: [Root::Systemd, Root::Small],
         node: "device = \"/dev/nbd0\"",
         options: "",
+        ..Setup::default()
     };
     let mut pair = Pair::both_secondary(64 << 20, setup);
     let size = pair.data_size();

@@ -18,6 +18,9 @@ fn refused(machine: &mut Machine, words: &[&str]) {
 
 #[test]
 fn swap_and_loop_devices_hold_a_device_whose_number_the_kernel_chose() {
+    if !crate::long_form() {
+        return;
+    }
     let setup = Setup {
         node: "device = \"auto\"",
         ..DEVICE

@@ -123,11 +123,17 @@ fn a_killed_daemon_is_replaced_under_a_mounted_file_system() {
 
 #[test]
 fn a_daemon_is_restarted_under_a_mounted_file_system() {
+    if !crate::long_form() {
+        return;
+    }
     restarts("TERM", number("TWINBLK_VM_RESTARTS", 1));
 }
 
 #[test]
 fn a_device_that_nobody_holds_goes_with_the_daemon() {
+    if !crate::long_form() {
+        return;
+    }
     let mut pair = mounted(DEVICE);
     pair.machines[0].ok("umount /mnt");
     pair.stop_daemon(0, "TERM");
@@ -201,6 +207,9 @@ fn alone_it_goes_on_and_with_a_peer_that_was_promoted_it_does_not() {
 
 #[test]
 fn a_device_that_waits_goes_on_only_by_order_once_secondary_was_ordered() {
+    if !crate::long_form() {
+        return;
+    }
     let mut pair = mounted(DEVICE);
     let size = pair.data_size();
     pair.machines[0].ok(LOAD);
@@ -241,6 +250,9 @@ fn a_device_that_waits_goes_on_only_by_order_once_secondary_was_ordered() {
 
 #[test]
 fn without_a_daemon_nobody_waits_for_ever() {
+    if !crate::long_form() {
+        return;
+    }
     let mut setup = DEVICE;
     // Together just above the 14 s of `timeout` times `ko-count`.
     setup.options = "device-timeout = \"2s\"\ndevice-dead-timeout = \"13s\"\n";
@@ -280,6 +292,9 @@ fn without_a_daemon_nobody_waits_for_ever() {
 
 #[test]
 fn an_idle_device_lives_longer_than_its_timeouts() {
+    if !crate::long_form() {
+        return;
+    }
     let mut setup = DEVICE;
     setup.options = "device-timeout = \"4s\"\ndevice-dead-timeout = \"12s\"\n";
     let mut pair = mounted(setup);
@@ -294,6 +309,9 @@ fn an_idle_device_lives_longer_than_its_timeouts() {
 
 #[test]
 fn a_slow_answer_costs_a_connection_and_nothing_else() {
+    if !crate::long_form() {
+        return;
+    }
     let mut setup = DEVICE;
     setup.options = "device-timeout = \"3s\"\ndevice-dead-timeout = \"100s\"\n";
     let mut pair = mounted(setup);

@@ -47,6 +47,9 @@ fn an_ext4_on_the_kernel_device_is_mirrored() {
 /// For `tests/vm/run shell --shell`: a pair in sync, and a prompt on each of them.
 #[test]
 fn shell() {
+    if std::env::var_os("TWINBLK_VM_SHELL").is_none() {
+        return;
+    }
     let root = match std::env::var("TWINBLK_VM_ROOT").as_deref() {
         Err(_) | Ok("small") => Root::Small,
         Ok("debian") => Root::Debian,

@@ -4,7 +4,8 @@
 //! * disks ([`Disk`]), as /dev/vda and so on;
 //! * eth0 to the host: 10.0.2.15, with ports of it reachable at an address of this host;
 //! * eth1, a cable to the other machine of a pair: 10.9.0.NUMBER;
-//! * a line over which scripts go in and their output comes out (`guest/init`);
+//! * a line over which scripts go in and their output comes out (`guest/init`), and one to the power switch
+//!   of the pair ([`crate::power`]);
 //! * a console, kept in a file; its end is printed when a test fails.
 //!
 //! A machine whose test program dies notices that its line is gone and powers off.
@@ -13,10 +14,11 @@ use crate::base64::{base64, unbase64};
 use crate::disk::Disk;
 use crate::harness::wait_for;
 use crate::image::{debian, image};
+use crate::power::Power;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -42,12 +44,13 @@ pub(crate) struct Machine {
     directory: PathBuf,
     address: String,
     listener: UnixListener,
+    /// Whoever holds it can switch the machine off, at any moment.
+    pub(crate) power: Power,
     running: Option<Running>,
 }
 
 #[derive(Debug)]
 struct Running {
-    qemu: Child,
     line: BufReader<UnixStream>,
     scripts: u64,
 }
@@ -101,6 +104,7 @@ impl Machine {
                 unique % 250 + 1
             ),
             listener,
+            power: Power::new(name, directory),
             running: None,
         }
     }
@@ -155,6 +159,9 @@ impl Machine {
             &format!("socket,id=line,path={}", line.display()),
         );
         add("-device", "virtserialport,chardev=line,name=host");
+        let switch = self.power.socket().display();
+        add("-chardev", &format!("socket,id=power,path={switch}"));
+        add("-device", "virtserialport,chardev=power,name=power");
         let forwards: String = PORTS
             .iter()
             .map(|port| format!(",hostfwd=tcp:{}:{port}-:{port}", self.address))
@@ -207,22 +214,20 @@ impl Machine {
     /// Switches it on. It boots while the caller does something else; [`Machine::ready`] waits.
     pub(crate) fn power_on(&mut self) {
         assert!(self.running.is_none(), "{} is on already", self.name);
-        let mut qemu = self.command().spawn().unwrap_or_else(|e| {
+        let qemu = self.command().spawn().unwrap_or_else(|e| {
             panic!("qemu-system-x86_64: {e}; `tests/run vm` installs what is needed")
         });
+        self.power.on(qemu);
         let stream = wait_for(
             "QEMU to start",
             || {
-                if let Some(status) = qemu.try_wait().expect("a child") {
-                    panic!("QEMU ended: {status}; its words are above");
-                }
+                assert!(self.power.is_on(), "QEMU ended; its words are above");
                 self.listener.accept().ok().map(|(stream, _)| stream)
             },
             || "it does not open the line".into(),
         );
         stream.set_nonblocking(false).expect("a socket option");
         self.running = Some(Running {
-            qemu,
             line: BufReader::new(stream),
             scripts: 0,
         });
@@ -253,7 +258,7 @@ impl Machine {
 
     /// How much QEMU has computed: tells a machine that hangs from one that is starved.
     fn processor_time(&self) -> String {
-        let pid = self.running.as_ref().map_or(0, |r| r.qemu.id());
+        let pid = self.power.pid();
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let words: Vec<&str> = text.split_whitespace().collect();
         format!(
@@ -286,10 +291,8 @@ impl Machine {
     /// Cuts the power: the processor stops between two instructions. Its disks lose power separately
     /// ([`Disk::cut`]).
     pub(crate) fn cut(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            let _ = running.qemu.kill();
-            let _ = running.qemu.wait();
-        }
+        self.running = None;
+        self.power.off();
     }
 
     /// Runs a script as root and waits for its end. What it leaves in the background

@@ -5,7 +5,9 @@ use crate::harness::nbd::Client;
 use crate::harness::seeds::Rng;
 use crate::harness::wait_for;
 use crate::machine::{Machine, Root};
+use crate::power::{Switched, switch};
 use serde_json::Value;
+use std::time::Instant;
 
 pub(crate) const NAMES: [&str; 2] = ["alpha", "bravo"];
 
@@ -14,13 +16,29 @@ pub(crate) const NAMES: [&str; 2] = ["alpha", "bravo"];
 pub(crate) struct Pair {
     pub(crate) machines: [Machine; 2],
     pub(crate) disks: [Disk; 2],
+    /// What the machines have had the power switch do.
+    pub(crate) switched: Switched,
     setup: Setup,
     _directory: tempfile::TempDir,
+    _clock: Clock,
+}
+
+/// Says at its end how long a story took: `tests/vm/run` makes a list of it.
+#[derive(Debug)]
+struct Clock(Instant);
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        let thread = std::thread::current();
+        let story = thread.name().unwrap_or("a story");
+        println!("took {:5.1} s: {story}", self.0.elapsed().as_secs_f64());
+    }
 }
 
 /// A lost peer is noticed soon enough; patient with emulated processors that share a busy host, where
 /// three seconds without an answer do happen.
-const NET: &str = "connect-int = 1\nping-int = 3\nping-timeout = \"8s\"\ntimeout = \"2s\"\n";
+pub(crate) const NET: &str =
+    "connect-int = 1\nping-int = 3\nping-timeout = \"8s\"\ntimeout = \"2s\"\n";
 
 /// What a story changes in the configuration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,9 +49,14 @@ pub(crate) struct Setup {
     pub(crate) node: &'static str,
     /// [options].
     pub(crate) options: &'static str,
+    /// All of it, instead.
+    pub(crate) configuration: Option<&'static str>,
 }
 
 fn configuration(setup: Setup) -> String {
+    if let Some(text) = setup.configuration {
+        return text.to_owned();
+    }
     let mut text = String::from(
         "[resource]\nname = \"r0\"\nprotocol = \"C\"\nshared-secret = \"swordfish\"\n",
     );
@@ -52,6 +75,7 @@ fn configuration(setup: Setup) -> String {
 impl Pair {
     /// Both machines run with empty disks of `size` bytes and nothing on them.
     pub(crate) fn bare(size: usize, setup: Setup) -> Self {
+        let clock = Clock(Instant::now());
         let directory = tempfile::Builder::new()
             .prefix("twinblk-vm-")
             .tempdir()
@@ -63,11 +87,14 @@ impl Pair {
             Machine::new(NAMES[at], at as u32 + 1, root, path, &[&disks[at]])
         };
         let machines = [machine(0), machine(1)];
+        let switched = switch([0, 1].map(|at: usize| machines[at].power.clone()));
         let mut pair = Self {
             machines,
             disks,
+            switched,
             setup,
             _directory: directory,
+            _clock: clock,
         };
         pair.boot(&[0, 1]);
         pair
@@ -95,7 +122,8 @@ impl Pair {
         pair
     }
 
-    fn boot(&mut self, which: &[usize]) {
+    /// Gives the power: the machines boot, and nothing of twinblk runs on them.
+    pub(crate) fn boot(&mut self, which: &[usize]) {
         for &at in which {
             self.machines[at].power_on();
         }

@@ -37,6 +37,9 @@ fn all_stopped(machine: &mut Machine) {
 
 #[test]
 fn a_mount_in_fstab_comes_and_goes_with_the_role() {
+    if !crate::long_form() {
+        return;
+    }
     let setup = Setup {
         roots: [Root::Systemd, Root::Small],
         node: "device = \"/dev/nbd0\"",

@@ -138,11 +138,17 @@ fn story(kind: &str, rounds: u64, size: usize, make: &str, check: &str) {
 
 #[test]
 fn ext4_keeps_what_was_fsynced() {
+    if !crate::long_form() {
+        return;
+    }
     story("ext4", 0, 64 << 20, "mkfs.ext4 -q", "e2fsck -f -n");
 }
 
 #[test]
 fn xfs_keeps_what_was_fsynced() {
+    if !crate::long_form() {
+        return;
+    }
     // Smaller than mkfs.xfs likes: nobody should have such a small one.
     story(
         "xfs",
