@@ -29,7 +29,7 @@ LOADS = {
 
 def fio(server, options, seconds, ramp):
     """Runs fio; answers operations and bytes per second, mean latency and CPU of the server."""
-    before = server.cpu()
+    before, counted = server.cpu(), server.calls()
     started = time.monotonic()
     done = subprocess.run(
         ["fio", "--name=x", "--ioengine=nbd", f"--uri={server.uri}", f"--size={server.size}",
@@ -40,6 +40,10 @@ def fio(server, options, seconds, ramp):
         sys.exit(f"fio over {server.dir.name} failed:\n{done.stdout}{done.stderr}\n{server.log()}")
     elapsed = time.monotonic() - started
     cpu = server.cpu() - before
+    calls = None
+    if counted:
+        now = server.calls()
+        calls = (now[0] - counted[0]) / max(now[1] - counted[1], 1)
     job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
     side = job["read"] if "read" in options[0] else job["write"]
     iops = side["iops"]
@@ -50,6 +54,8 @@ def fio(server, options, seconds, ramp):
         "p99 us": side["clat_ns"].get("percentile", {}).get("99.000000", 0) / 1000,
         # Over the whole run of fio, as is the CPU: the ramp is part of both.
         "cpu us per io": cpu * 1e6 / max(iops * elapsed, 1),
+        "client cpu us per io": (job["usr_cpu"] + job["sys_cpu"]) * 1e4 / max(iops, 1),
+        "system calls per io": calls,
     }
 
 
@@ -119,12 +125,16 @@ def table(results, base):
             ratio = f" ×{value / reference:.2f}" if reference else ""
             cells.append(f"{value:,.0f} ±{spread / 2:.0f}%{ratio}")
         lines.append(f"| {load} ({unit}) | " + " | ".join(cells) + " |")
-    for load in measured:
-        cells = []
-        for peer in peers:
-            values = [r["cpu us per io"] for r in results[peer].get(load, [])]
-            cells.append(f"{middle(values):.1f}" if values else "–")
-        lines.append(f"| {load}: CPU µs per I/O, all servers | " + " | ".join(cells) + " |")
+    for what, words, digits in (
+            ("cpu us per io", "CPU µs per I/O, all servers", 1),
+            ("client cpu us per io", "CPU µs per I/O, client", 1),
+            ("system calls per io", "system calls per I/O, all servers, as they count them", 2)):
+        for load in measured:
+            cells = []
+            for peer in peers:
+                values = [r[what] for r in results[peer].get(load, []) if r[what] is not None]
+                cells.append(f"{middle(values):.{digits}f}" if values else "–")
+            lines.append(f"| {load}: {words} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

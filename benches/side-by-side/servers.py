@@ -59,6 +59,10 @@ class Server:
             total += int(fields[11]) + int(fields[12])
         return total / tick
 
+    def calls(self):
+        """System calls for I/O all its processes have counted, and requests answered, if they count."""
+        return None
+
     def stop(self):
         for child in reversed(self.children):
             if child.poll() is None:
@@ -136,6 +140,11 @@ class Twinblk(Server):
         out = subprocess.run([str(self.program), "--control", str(self.dir / f"{node}.ctl"),
                               "status", "r0", "--json"], check=True, capture_output=True)
         return json.loads(out.stdout)[0]
+
+    def calls(self):
+        nodes = ("alpha",) if self.alone else ("alpha", "bravo")
+        drivers = [self.status(node)["driver"] for node in nodes]
+        return sum(d["enters"] + d["calls"] for d in drivers), drivers[0]["requests"]
 
     def resync(self):
         """Seconds of a full resync of everything that was written."""

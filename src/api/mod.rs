@@ -304,6 +304,9 @@ pub(crate) struct DriverStatus {
     pub(crate) nbd_connections: u64,
     /// io_uring_enter calls.
     pub(crate) enters: u64,
+    /// Other system calls made for I/O.
+    #[serde(default)]
+    pub(crate) calls: u64,
     /// Requests answered.
     pub(crate) requests: u64,
 }

@@ -105,6 +105,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
             },
             nbd_connections: driver.nbd_connections,
             enters: driver.enters,
+            calls: driver.calls,
             requests: driver.requests,
         }),
     }

@@ -22,6 +22,7 @@ pub(crate) fn driver_status(counters: Counters, core: &Core, volumes: &[VolumeIo
         buffers_registered: core.ring.registered.clone(),
         nbd_connections: counters.connections,
         enters: core.ring.enters,
+        calls: core.ring.calls,
         requests: counters.requests,
     }
 }

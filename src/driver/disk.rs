@@ -1,6 +1,6 @@
-//! One disk (or metadata device) and the jobs on it. Two ways to drive it behind one enum whose
-//! answer is *submitted* or *done now*: through the ring, and inline where the file system would
-//! hand every ring operation to a kernel worker (tmpfs).
+//! One disk (or metadata device) and the jobs on it. Two ways to drive it behind one enum: through
+//! the ring, and inside the turn where the file system would hand every ring operation to a kernel
+//! worker (tmpfs).
 //!
 //! Invariants:
 //! * a job owns or holds its memory from its start to its end; nothing else may touch it meanwhile;
@@ -36,6 +36,9 @@ pub(crate) struct Core {
     pub(crate) pool: Pool,
     /// Jobs in flight.
     pub(crate) jobs: Slab<Job>,
+    /// Jobs to be done inside the turn, once the peers have been sent their frames: so both disks
+    /// work at the same time.
+    pub(crate) inline: VecDeque<Job>,
     /// What the engine is to be told, in order.
     pub(crate) inputs: VecDeque<Input>,
 }
@@ -84,15 +87,6 @@ pub(crate) enum Disk {
     Ring(Target),
     /// See [`disk_inline`].
     Inline(Target),
-}
-
-/// Answer of a disk engine.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    /// The completion comes through the ring.
-    Submitted,
-    /// Done; `Err` carries the errno.
-    Done(Job, Result<(), i32>),
 }
 
 /// What a job does.
@@ -254,11 +248,16 @@ pub(crate) fn start(core: &mut Core, mut job: Job) {
         plan.begin(job.disk.target());
     }
     let by_worker = matches!(&job.action, Action::Zero(plan) if plan.left() > INLINE_ZERO);
-    let answer = match &*job.disk {
-        Disk::Inline(_) if !by_worker => disk_inline::run(&core.pool, job),
+    match &*job.disk {
+        Disk::Inline(_) if !by_worker => core.inline.push_back(job),
         _ => disk_ring::submit(core, job),
-    };
-    if let Answer::Done(job, result) = answer {
+    }
+}
+
+/// Does what is to be done inside the turn, in the order in which it was started.
+pub(crate) fn run_inline(core: &mut Core) {
+    while let Some(job) = core.inline.pop_front() {
+        let (job, result) = disk_inline::run(&core.pool, &mut core.ring.calls, job);
         finish(core, job, result);
     }
 }

@@ -3,14 +3,15 @@
 
 use super::buffers::Pool;
 use super::discard::Step;
-use super::disk::{Action, Answer, Job, Memory, Next};
+use super::disk::{Action, Job, Memory, Next};
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 
-/// Does the whole job.
-pub(crate) fn run(pool: &Pool, mut job: Job) -> Answer {
+/// Does the whole job, and counts its system calls.
+pub(crate) fn run(pool: &Pool, calls: &mut u64, mut job: Job) -> (Job, Result<(), i32>) {
     loop {
+        *calls += 1;
         let result = step(pool, &mut job);
         let next = match &mut job.action {
             Action::Read | Action::Write { .. } => job.advance(result),
@@ -19,7 +20,7 @@ pub(crate) fn run(pool: &Pool, mut job: Job) -> Answer {
             Action::Zero(plan) => plan.advance(job.disk.target(), result),
         };
         if let Next::Ended(result) = next {
-            return Answer::Done(job, result);
+            return (job, result);
         }
     }
 }
@@ -53,29 +54,14 @@ fn step(pool: &Pool, job: &mut Job) -> i64 {
             // SAFETY: the memory has `len` bytes and belongs to the job.
             let bytes = unsafe { std::slice::from_raw_parts_mut(address, job.len) };
             let rest = &mut bytes[job.done..];
+            // The calls without vectors cost a tenth less, so they are used where they suffice.
             match job.action {
-                Action::Write { fua } => {
-                    let flags = if fua {
-                        ReadWriteFlags::DSYNC
-                    } else {
-                        ReadWriteFlags::empty()
-                    };
-                    count(rustix::io::pwritev2(
-                        file,
-                        &[IoSlice::new(rest)],
-                        offset,
-                        flags,
-                    ))
+                Action::Write { fua: true } => {
+                    let (data, flags) = ([IoSlice::new(rest)], ReadWriteFlags::DSYNC);
+                    count(rustix::io::pwritev2(file, &data, offset, flags))
                 }
-                _ => {
-                    let flags = ReadWriteFlags::empty();
-                    count(rustix::io::preadv2(
-                        file,
-                        &mut [IoSliceMut::new(rest)],
-                        offset,
-                        flags,
-                    ))
-                }
+                Action::Write { fua: false } => count(rustix::io::pwrite(file, rest, offset)),
+                _ => count(rustix::io::pread(file, rest, offset)),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Jobs through the ring: one operation in flight per job, the next one when it completes.
 
 use super::discard::Step;
-use super::disk::{Action, Answer, Core, Job, Memory, Next, finish};
+use super::disk::{Action, Core, Job, Memory, Next, finish};
 use super::ring::{Kind, Token};
 use super::slab::Key;
 use io_uring::{opcode, squeue, types};
@@ -11,10 +11,9 @@ use std::os::fd::AsRawFd;
 const POOL: u16 = 0;
 
 /// Starts the first operation of a job.
-pub(crate) fn submit(core: &mut Core, job: Job) -> Answer {
+pub(crate) fn submit(core: &mut Core, job: Job) {
     let key = core.jobs.insert(job);
     push(core, key);
-    Answer::Submitted
 }
 
 /// An operation of a job completed.

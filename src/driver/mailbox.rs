@@ -82,6 +82,8 @@ pub(crate) struct DriverStatus {
     pub(crate) nbd_connections: u64,
     /// Turns of the loop, i.e. io_uring_enter calls.
     pub(crate) enters: u64,
+    /// Other system calls made for I/O: sends, and reads and writes of disks driven inline.
+    pub(crate) calls: u64,
     /// Client requests answered.
     pub(crate) requests: u64,
 }
@@ -95,6 +97,7 @@ impl Default for DriverStatus {
             buffers_registered: Ok(()),
             nbd_connections: 0,
             enters: 0,
+            calls: 0,
             requests: 0,
         }
     }

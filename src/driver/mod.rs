@@ -9,9 +9,9 @@
 //! mailbox emptied ────┼→ inputs → engine → outputs carried out ─┐ until nothing is left
 //! deadline passed ────┘     ↑──────────── done at once ─────────┘
 //!                                   ↓
-//!            one send per socket, receives where bytes are wanted
+//!     one send per socket, disks driven inline, receives where bytes are wanted
 //!                                   ↓
-//!          one io_uring_enter submits all of it and waits, until the next deadline at most
+//!          one io_uring_enter submits the rest and waits, until the next deadline at most
 //! ```
 //!
 //! Who does what: [`ring`] names and reaps operations; [`buffers`] holds all payloads; [`disk`] with

@@ -433,8 +433,11 @@ impl NbdLink {
                 kind: Kind::NbdSend,
                 key,
             };
-            self.queue
-                .start(&mut core.ring, &core.pool, &self.socket, token);
+            let (ring, pool) = (&mut core.ring, &mut core.pool);
+            match self.queue.start(ring, pool, &self.socket, token) {
+                Ok(count) => self.progress += u64::from(count > 0),
+                Err(_) => self.kill(core, key),
+            }
         }
         let sent = self.queue.left() == 0 && !self.queue.is_flying();
         if self.state == State::Finishing && sent && self.open == 0 {

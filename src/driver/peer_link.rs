@@ -174,7 +174,13 @@ impl PeerLink {
     /// A send ended.
     pub(crate) fn sent(&mut self, core: &mut Core, now: Instant, op: Op, result: i32) {
         let half = &mut self.halves[usize::from(op == Op::ControlSend)];
-        match half.queue.completed(&mut core.pool, result) {
+        let outcome = half.queue.completed(&mut core.pool, result);
+        self.progressed(core, now, op, outcome);
+    }
+
+    /// So many bytes have left, or the socket is broken.
+    fn progressed(&mut self, core: &mut Core, now: Instant, op: Op, outcome: Result<usize, i32>) {
+        match outcome {
             Ok(count) if op == Op::DataSend && count > 0 => {
                 self.sent += count as u64;
                 if matches!(self.state, State::Live) {
@@ -188,14 +194,16 @@ impl PeerLink {
     }
 
     /// Sends what is queued.
-    pub(crate) fn flush(&mut self, core: &mut Core, key: Key) {
+    pub(crate) fn flush(&mut self, core: &mut Core, now: Instant, key: Key) {
         if matches!(self.state, State::Dead) {
             return;
         }
-        for half in &mut self.halves {
+        for half in 0..2 {
+            let half = &mut self.halves[half];
             let (_, token) = half.tokens(key);
-            half.queue
-                .start(&mut core.ring, &core.pool, &half.socket, token);
+            let (ring, pool) = (&mut core.ring, &mut core.pool);
+            let outcome = half.queue.start(ring, pool, &half.socket, token);
+            self.progressed(core, now, token.kind, outcome);
         }
     }
 

@@ -112,7 +112,7 @@ impl Peers {
             let Some(link) = self.links.get_mut(key) else {
                 continue;
             };
-            link.flush(core, key);
+            link.flush(core, now, key);
             let node = link.node();
             if link.step(core, now) {
                 // The daemon may be gone already; nobody is left to tell then.

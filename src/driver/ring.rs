@@ -128,6 +128,8 @@ pub(crate) struct Ring {
     failed: Option<io::Error>,
     /// Calls of `io_uring_enter`.
     pub(crate) enters: u64,
+    /// Other system calls made for I/O, for which the ring would have been the slower way.
+    pub(crate) calls: u64,
     /// Why the buffers are not registered; `Ok` when they are.
     pub(crate) registered: Result<(), String>,
 }
@@ -169,6 +171,7 @@ impl Ring {
                         backlog: VecDeque::new(),
                         failed: None,
                         enters: 0,
+                        calls: 0,
                         registered,
                     });
                 }

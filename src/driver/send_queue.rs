@@ -1,5 +1,10 @@
 //! What is to be sent on one socket: small heads, pool buffers and other bytes, in order. All that
-//! was queued in a turn leaves in one `sendmsg`; while it is in flight the next batch gathers.
+//! was queued in a turn leaves in one `sendmsg`: a plain call for what the socket takes at once,
+//! which is nearly always everything, and an operation of the ring for the rest. While that is in
+//! flight the next batch gathers.
+//!
+//! Through the ring alone each send would cost a completion, and a turn that does nothing but look
+//! at it: half of all turns at depth 1.
 //!
 //! Invariants:
 //! * what an operation in flight names is neither moved nor freed before it completes;
@@ -204,16 +209,33 @@ impl SendQueue {
         self.flying.is_lent()
     }
 
-    /// Sends what is queued, unless an operation is in flight or nothing is there.
-    pub(crate) fn start(&mut self, ring: &mut Ring, pool: &Pool, socket: &OwnedFd, token: Token) {
+    /// Sends what is queued, unless an operation is in flight or nothing is there. Answers the bytes
+    /// that have left, or the errno; the rest is in flight.
+    pub(crate) fn start(
+        &mut self,
+        ring: &mut Ring,
+        pool: &mut Pool,
+        socket: &OwnedFd,
+        token: Token,
+    ) -> Result<usize, i32> {
         if self.flying.is_lent() || self.left() == 0 {
-            return;
+            return Ok(0);
         }
         if self.flying_left == 0 {
             std::mem::swap(self.flying.get_mut(), &mut self.filling);
         }
+        let mut all = 0;
+        loop {
+            let (sent, asked) = self.send_now(ring, pool, socket)?;
+            all += sent;
+            if self.flying_left == 0 {
+                return Ok(all);
+            }
+            if sent < asked {
+                break;
+            }
+        }
         let batch = self.flying.lend();
-        (self.flying_left, self.flying_messages) = (batch.left, batch.messages);
         let header = batch.prepare(pool);
         let entry = opcode::SendMsg::new(types::Fd(socket.as_raw_fd()), header)
             .flags(libc::MSG_NOSIGNAL.cast_unsigned())
@@ -221,6 +243,41 @@ impl SendQueue {
         // SAFETY: header, vectors, heads and bytes belong to the lent batch, buffers are held by it;
         // all stay until `completed`. The socket is closed only when nothing is in flight.
         unsafe { ring.push(&entry, token) }
+        Ok(all)
+    }
+
+    /// Sends what the socket takes without waiting. Answers that, and how much was offered.
+    fn send_now(
+        &mut self,
+        ring: &mut Ring,
+        pool: &mut Pool,
+        socket: &OwnedFd,
+    ) -> Result<(usize, usize), i32> {
+        let batch = self.flying.get_mut();
+        let header = batch.prepare(pool);
+        let asked = batch.iovecs.iter().map(|piece| piece.iov_len).sum();
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        ring.calls += 1;
+        // SAFETY: header, vectors, heads and bytes belong to the batch, which is borrowed; it holds
+        // the buffers, which are only read.
+        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), header, flags) };
+        let sent = match usize::try_from(result) {
+            Ok(count) => count,
+            Err(_) => match std::io::Error::last_os_error().raw_os_error() {
+                // The ring waits.
+                Some(libc::EAGAIN | libc::EINTR) => 0,
+                errno => {
+                    self.clear(pool);
+                    return Err(errno.unwrap_or(libc::EIO));
+                }
+            },
+        };
+        batch.sent(pool, sent);
+        if batch.left == 0 {
+            batch.clear(pool);
+        }
+        (self.flying_left, self.flying_messages) = (batch.left, batch.messages);
+        Ok((sent, asked))
     }
 
     /// The operation in flight ended. Answers the bytes sent, or the errno.

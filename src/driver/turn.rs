@@ -6,7 +6,7 @@
 
 use super::buffers::Pool;
 use super::counters::{Counters, driver_status};
-use super::disk::{Core, Disk, Engine};
+use super::disk::{Core, Disk, Engine, run_inline};
 use super::disk_ring;
 use super::mailbox::{FromLoop, MAX_NBD_CONNECTIONS, StatusReply, ToLoop};
 use super::nbd_links::NbdLinks;
@@ -24,6 +24,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use twinblk_engine::command::{Command, Refusal, RefusalKind};
+use twinblk_engine::config::Protocol;
 use twinblk_engine::ids::{CommandId, OpId, VolumeId};
 use twinblk_engine::input::Input;
 use twinblk_engine::metadata::layout::Placement;
@@ -99,6 +100,7 @@ impl Turn {
                 ring,
                 pool,
                 jobs: Slab::default(),
+                inline: VecDeque::new(),
                 inputs: VecDeque::new(),
             },
             engine: Resource::new(engine),
@@ -256,8 +258,21 @@ impl Turn {
             if !self.core.inputs.is_empty() {
                 continue;
             }
-            self.peers.flush(&mut self.core, self.now, &self.to_daemon);
+            // Who is waited for hears first: the peers, so that all disks work at the same time; under
+            // protocol A nobody waits for them, but they would compete with the client for a
+            // processor.
+            let clients_first = self.engine.protocol() == Protocol::A;
+            if !clients_first {
+                self.peers.flush(&mut self.core, self.now, &self.to_daemon);
+            }
+            if !self.core.inline.is_empty() {
+                run_inline(&mut self.core);
+                continue;
+            }
             self.nbd.flush(&mut self.core);
+            if clients_first {
+                self.peers.flush(&mut self.core, self.now, &self.to_daemon);
+            }
             while let Some(client) = self.nbd.closed.pop() {
                 let mut outputs = std::mem::take(&mut self.outputs);
                 self.engine.close_export(client, self.now, &mut outputs);
@@ -266,7 +281,8 @@ impl Turn {
                 }
                 self.outputs = outputs;
             }
-            if self.core.inputs.is_empty() && !self.core.pool.freed {
+            let core = &self.core;
+            if core.inputs.is_empty() && core.inline.is_empty() && !core.pool.freed {
                 return;
             }
         }

@@ -389,7 +389,6 @@ impl Resource {
     /// Time limits of questions.
     pub(crate) fn asked_tick(&mut self, p: usize) {
         let now = self.now;
-        let name = self.peers[p].name.clone();
         let Some(link) = &mut self.peers[p].link else {
             return;
         };
@@ -397,6 +396,7 @@ impl Resource {
             let Some(asked) = link.asked.take() else {
                 return;
             };
+            let name = self.peers[p].name.clone();
             let text = format!("{name} did not answer in time");
             self.asked_failed(p, &asked, RefusalKind::Timeout, &text);
         }

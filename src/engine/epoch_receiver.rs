@@ -62,7 +62,12 @@ pub(crate) struct EpochReceiver {
     held: VecDeque<(u64, PeerRequestKey)>,
     /// Nothing goes to the disk for now.
     frozen: bool,
+    /// Empty lists for the next epochs, so that none is allocated per epoch.
+    spare: Vec<Vec<VolumeId>>,
 }
+
+/// Lists kept in [`EpochReceiver::spare`]; there are seldom more epochs at once.
+const MAX_SPARE: usize = 8;
 
 impl EpochReceiver {
     /// Starts over for a new connection; everything of the old one must be finished.
@@ -89,10 +94,7 @@ impl EpochReceiver {
         }
         let fresh = self.epochs.back().is_none_or(|e| e.number != epoch);
         if fresh {
-            self.epochs.push_back(Epoch {
-                number: epoch,
-                ..Epoch::default()
-            });
+            self.begin(epoch);
         }
         if let Some(current) = self.epochs.back_mut() {
             current.received += 1;
@@ -102,6 +104,15 @@ impl EpochReceiver {
             }
         }
         Ok(self.must_hold(epoch))
+    }
+
+    fn begin(&mut self, number: u64) {
+        let volumes = self.spare.pop().unwrap_or_default();
+        self.epochs.push_back(Epoch {
+            number,
+            volumes,
+            ..Epoch::default()
+        });
     }
 
     fn must_hold(&self, epoch: u64) -> bool {
@@ -169,10 +180,7 @@ impl EpochReceiver {
             });
         }
         if self.epochs.back().is_none_or(|e| e.number != epoch) {
-            self.epochs.push_back(Epoch {
-                number: epoch,
-                ..Epoch::default()
-            });
+            self.begin(epoch);
         }
         if let Some(e) = self.epochs.back_mut() {
             if e.received != count {
@@ -197,7 +205,8 @@ impl EpochReceiver {
     }
 
     /// If the oldest epoch is complete and not being flushed: the volumes to flush now. An empty
-    /// list means that nothing was written in it and it is stable already.
+    /// list means that nothing was written in it and it is stable already. The list is to be given
+    /// back ([`Self::give_back`]).
     pub(crate) fn start_flush(&mut self) -> Option<Vec<VolumeId>> {
         let front = self.epochs.front_mut()?;
         if front.barrier.is_none() || front.pending > 0 || front.flushing.is_some() {
@@ -209,6 +218,14 @@ impl EpochReceiver {
         }
         front.flushing = Some(u32::try_from(volumes.len()).unwrap_or(u32::MAX));
         Some(volumes)
+    }
+
+    /// Takes back a list that [`Self::start_flush`] lent.
+    pub(crate) fn give_back(&mut self, mut volumes: Vec<VolumeId>) {
+        if self.spare.len() < MAX_SPARE {
+            volumes.clear();
+            self.spare.push(volumes);
+        }
     }
 
     /// A flush started for the oldest epoch is done.

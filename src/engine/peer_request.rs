@@ -293,10 +293,11 @@ impl Resource {
     pub(crate) fn flush_ready_epochs(&mut self, peer: usize) {
         loop {
             if let Some(volumes) = self.peers[peer].receiver.start_flush() {
-                for volume in volumes {
+                for &volume in &volumes {
                     let op = self.new_op(Op::EpochFlush(peer, volume));
                     self.out.push(Output::DiskFlush { op, volume });
                 }
+                self.peers[peer].receiver.give_back(volumes);
             }
             let Some(flushed) = self.peers[peer].receiver.take_flushed() else {
                 break;

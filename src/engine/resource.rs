@@ -29,7 +29,7 @@ use crate::volume::{LockOwner, Volume};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use twinblk_protocol::control::Message;
+use twinblk_protocol::control::{Message, Protocol};
 
 /// What a disk or metadata operation was for.
 #[derive(Clone, Copy, Debug)]
@@ -456,6 +456,11 @@ impl Resource {
             && self.role_change.is_none()
             && !self.peers.iter().any(|p| p.freezes())
             && self.volumes.iter().all(|v| v.meta.is_idle())
+    }
+
+    /// What a client's write waits for. A driver may order its work by it.
+    pub fn protocol(&self) -> Protocol {
+        self.cfg.options.protocol
     }
 
     /// Own role.

@@ -25,6 +25,7 @@ pub(crate) fn bench() -> Bench {
         ring,
         pool,
         jobs: Slab::default(),
+        inline: VecDeque::new(),
         inputs: VecDeque::new(),
     };
     let mut disks = Vec::new();
@@ -69,6 +70,7 @@ pub(crate) fn bench() -> Bench {
 /// Waits until the engine has an input.
 fn wait(core: &mut Core) -> Input {
     loop {
+        run_inline(core);
         if let Some(input) = core.inputs.pop_front() {
             return input;
         }

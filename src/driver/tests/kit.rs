@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use twinblk_engine::command::{Command, CommandResult};
 use twinblk_engine::config::{NodeConfig, Options, ResourceConfig, VolumeConfig};
-use twinblk_engine::event::DiskState;
+use twinblk_engine::event::{ConnState, DiskState, ReplState};
 use twinblk_engine::ids::{CommandId, NodeId, VolumeId};
 use twinblk_engine::metadata::create::{CreateParams, create};
 use twinblk_engine::metadata::layout::Layout;
@@ -91,6 +91,11 @@ impl Node {
 
     /// Starts the loop on a disk there is.
     pub(super) fn up(path: PathBuf, id: u8, options: Options) -> Self {
+        Self::up_as("r0", path, id, options)
+    }
+
+    /// The same under another name, which is part of its thread's.
+    pub(super) fn up_as(resource: &str, path: PathBuf, id: u8, options: Options) -> Self {
         let volume = open(&path, id).expect("the disk opens");
         let name = |id: u8| ["alpha", "bravo"][usize::from(id)].to_owned();
         let node = |id: u8| NodeConfig {
@@ -98,7 +103,7 @@ impl Node {
             name: name(id),
         };
         let engine = ResourceConfig {
-            name: String::from("r0"),
+            name: String::from(resource),
             me: node(id),
             peers: vec![node(1 - id)],
             volumes: vec![VolumeConfig {
@@ -311,4 +316,17 @@ pub(super) fn connect(one: &Node, two: &Node) -> [TcpStream; 2] {
         control: (control_two.into(), Vec::new()),
     });
     copies
+}
+
+/// Waits until both have all data and mirror.
+pub(super) fn wait_in_sync(one: &Node, two: &Node) {
+    for node in [one, two] {
+        node.wait("in sync", |s| {
+            let peer = &s.status.peers[0];
+            peer.connection == ConnState::Connected
+                && peer.volumes[0].replication == ReplState::Established
+                && peer.volumes[0].peer_disk == DiskState::UpToDate
+                && s.status.volumes[0].disk == DiskState::UpToDate
+        });
+    }
 }

@@ -1,25 +1,13 @@
 //! Two nodes over TCP: resync, mirroring, broken links.
 
 use super::client::*;
-use super::kit::{Node, connect};
+use super::kit::{Node, connect, wait_in_sync};
 use std::net::Shutdown;
 use std::path::Path;
 use twinblk_engine::config::{Options, Protocol};
-use twinblk_engine::event::{ConnState, DiskState, ReplState};
+use twinblk_engine::event::ConnState;
 
 const SIZE: u64 = 16 << 20;
-
-fn wait_in_sync(one: &Node, two: &Node) {
-    for node in [one, two] {
-        node.wait("in sync", |s| {
-            let peer = &s.status.peers[0];
-            peer.connection == ConnState::Connected
-                && peer.volumes[0].replication == ReplState::Established
-                && peer.volumes[0].peer_disk == DiskState::UpToDate
-                && s.status.volumes[0].disk == DiskState::UpToDate
-        });
-    }
-}
 
 fn data(path: &Path, len: u64) -> Vec<u8> {
     let mut bytes = std::fs::read(path).expect("a disk");

@@ -74,21 +74,27 @@ fn order_and_holds() {
     }
     assert_eq!(b.queue.left(), expected.len());
     assert_eq!(b.queue.messages(), 700);
+    let start = |b: &mut Bench| {
+        b.queue
+            .start(&mut b.ring, &mut b.pool, &b.socket, TOKEN)
+            .expect("sent")
+    };
+    // More than a socket takes: the rest of the batch is in flight until somebody reads, and what
+    // comes meanwhile follows behind it.
+    let mut sent = start(&mut b);
+    assert!(sent > 0 && b.queue.is_flying());
+    b.queue.push_head(b"late");
+    expected.extend_from_slice(b"late");
     let mut other = b.other.try_clone().expect("clone");
     let reader = std::thread::spawn(move || {
         let mut got = Vec::new();
         other.read_to_end(&mut got).expect("read");
         got
     });
-    let mut sent = 0;
-    let mut late = false;
     while b.queue.left() > 0 {
-        b.queue.start(&mut b.ring, &b.pool, &b.socket, TOKEN);
-        if !late {
-            // What comes while a batch is in flight follows behind it.
-            late = true;
-            b.queue.push_head(b"late");
-            expected.extend_from_slice(b"late");
+        sent += start(&mut b);
+        if !b.queue.is_flying() {
+            continue;
         }
         let completion = b.completion();
         sent += b
@@ -110,14 +116,11 @@ fn a_broken_connection_frees_all() {
         let buf = b.pool.alloc(Class::Client, 1 << 20).expect("a buffer");
         b.queue.push_head(b"head");
         b.queue.push_pool(buf, 1 << 20);
-        b.queue.start(&mut b.ring, &b.pool, &b.socket, TOKEN);
+        b.queue
+            .start(&mut b.ring, &mut b.pool, &b.socket, TOKEN)
+            .expect("nothing is broken yet");
     }
     // The first batch is on its way and stuck, the rest waits; nobody reads.
-    let first = b.completion();
-    b.queue
-        .completed(&mut b.pool, first.result)
-        .expect("a part");
-    b.queue.start(&mut b.ring, &b.pool, &b.socket, TOKEN);
     b.queue.clear(&mut b.pool);
     assert!(b.queue.is_flying());
     assert_eq!(
@@ -130,4 +133,29 @@ fn a_broken_connection_frees_all() {
     let _ = b.queue.completed(&mut b.pool, last.result);
     assert_eq!(b.pool.used(), 0);
     assert_eq!(b.queue.left(), 0);
+}
+
+#[test]
+fn what_the_socket_takes_leaves_at_once() {
+    let mut b = bench();
+    b.queue.push_head(b"head");
+    let (ring, pool) = (&mut b.ring, &mut b.pool);
+    let sent = b.queue.start(ring, pool, &b.socket, TOKEN);
+    assert_eq!((sent, b.queue.is_flying()), (Ok(4), false));
+    assert_eq!((b.ring.enters, b.ring.calls), (0, 1));
+    let mut got = [0; 4];
+    b.other.read_exact(&mut got).expect("four bytes");
+    assert_eq!(&got, b"head");
+}
+
+#[test]
+fn a_broken_socket_is_told_at_once_and_frees_all() {
+    let mut b = bench();
+    let buf = b.pool.alloc(Class::Client, 4096).expect("a buffer");
+    b.queue.push_pool(buf, 4096);
+    rustix::net::shutdown(&b.socket, rustix::net::Shutdown::Both).expect("shutdown");
+    let (ring, pool) = (&mut b.ring, &mut b.pool);
+    let sent = b.queue.start(ring, pool, &b.socket, TOKEN);
+    assert_eq!(sent, Err(libc::EPIPE));
+    assert_eq!((b.queue.left(), b.pool.used()), (0, 0));
 }
