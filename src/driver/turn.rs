@@ -11,6 +11,7 @@ use super::disk_ring;
 use super::mailbox::{FromLoop, MAX_NBD_CONNECTIONS, StatusReply, ToLoop};
 use super::nbd_links::NbdLinks;
 use super::peers::Peers;
+use super::polling::Polling;
 use super::ring::{Completion, Kind, Ring, Token};
 use super::slab::{Key, Slab};
 use super::timers::{Clock, sleep};
@@ -74,7 +75,7 @@ pub(crate) struct Turn {
     clock: Clock,
     /// When the engine wants to be told the time.
     deadline: Option<Instant>,
-    poll: Duration,
+    polling: Polling,
 }
 
 impl Turn {
@@ -118,7 +119,7 @@ impl Turn {
             wake_armed: false,
             clock,
             deadline: None,
-            poll: Duration::from_micros(options.poll_us),
+            polling: Polling::new(Duration::from_micros(options.poll_us)),
         };
         for opened in volumes {
             turn.attach(opened);
@@ -203,15 +204,18 @@ impl Turn {
             }
         }
         self.deadline = self.engine.next_deadline();
-        let mut now = self.clock.now();
-        let poll_until = now + self.poll;
-        while now < poll_until {
-            self.core.ring.enter(true, Some(Duration::ZERO))?;
-            self.core.ring.reap(&mut self.completions);
-            if !self.completions.is_empty() {
-                return Ok(());
+        let awaited = self.engine.has_requests();
+        let start = self.clock.now();
+        let mut now = start;
+        if let Some(until) = self.polling.until(now, awaited) {
+            while now < until {
+                self.core.ring.enter(true, Some(Duration::ZERO))?;
+                self.core.ring.reap(&mut self.completions);
+                if !self.completions.is_empty() {
+                    return Ok(());
+                }
+                now = self.clock.now();
             }
-            now = self.clock.now();
         }
         let timeout = sleep(
             now,
@@ -219,6 +223,7 @@ impl Turn {
         );
         self.core.ring.enter(true, timeout)?;
         self.core.ring.reap(&mut self.completions);
+        self.polling.waited(start, self.clock.now(), awaited);
         Ok(())
     }
 

@@ -79,7 +79,11 @@ impl Resource {
         }
         if !self.volumes[0].has_disk() {
             let text = format!("no usable disk: {}", self.volumes[0].disk_reason);
-            return Err(refusal(RefusalKind::NoDisk, text, "mend the disk and run `twinblk attach RES` first"));
+            return Err(refusal(
+                RefusalKind::NoDisk,
+                text,
+                "mend the disk and run `twinblk attach RES` first",
+            ));
         }
         for peer in &self.peers {
             if !peer.is_agreed() {
@@ -120,7 +124,11 @@ impl Resource {
         }
         match (why, limit) {
             (Measuring::Mine(id, ..), Err(text)) => {
-                let refusal = refusal(RefusalKind::NoDisk, text, "mend the disk and run `twinblk attach RES`, then try again");
+                let refusal = refusal(
+                    RefusalKind::NoDisk,
+                    text,
+                    "mend the disk and run `twinblk attach RES`, then try again",
+                );
                 self.done(id, Err(refusal));
             }
             (Measuring::Mine(id, size, force), Ok(limit)) => {

@@ -463,6 +463,11 @@ impl Resource {
         self.cfg.options.protocol
     }
 
+    /// Whether clients' requests have begun and are not answered.
+    pub fn has_requests(&self) -> bool {
+        self.requests.len() > 0
+    }
+
     /// Own role.
     pub fn role(&self) -> Role {
         self.role

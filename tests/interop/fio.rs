@@ -120,9 +120,8 @@ fn fio_verifies_while_the_primary_loses_its_disk() {
                 count
             });
             let node = &stage.nodes[0];
-            let disk = |state: &'static str| {
-                move |s: &serde_json::Value| s["volumes"][0]["disk"] == state
-            };
+            let disk =
+                |state: &'static str| move |s: &serde_json::Value| s["volumes"][0]["disk"] == state;
             // The peer marks what the Primary's disk lacks: fio goes on without it.
             let missed = |s: &serde_json::Value| {
                 s["peers"][0]["volumes"][0]["out_of_sync"].as_u64() > Some(4 << 20)
