@@ -407,7 +407,7 @@ pub(crate) static OPTIONS: [OptionRow; 27] = [
             max: 1000,
             unit: "microseconds",
         },
-        Value::Number(100),
+        Value::Number(0),
         How::NeedsDownUp,
         "How long to look for the answer of a disk or peer before sleeping, while requests of clients \
          are under way and such answers come as soon as that. Trades CPU for latency; 0 never looks.",
