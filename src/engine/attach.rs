@@ -103,7 +103,8 @@ impl Resource {
         }
         self.mark_after_following(v);
         self.mark_after_serving(v);
-        if self.volumes[v].remote.is_some() && !self.nothing_missed(v) {
+        let other = self.volumes[v].remote.is_some() && !self.nothing_missed(v);
+        if other && !self.is_handing_over(v) {
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
         }
         self.set_disk(

@@ -71,6 +71,16 @@ impl Resource {
         if let (Err(e), Some(volume)) = (result, self.requests.get(key).map(|r| r.volume)) {
             self.disk_failed(volume, e, "a read");
         }
+        // Or it begins anew when the handler has ended.
+        if let (Err(e), Some(r)) = (result, self.requests.get_mut(key))
+            && self.volumes[r.volume]
+                .remote
+                .as_ref()
+                .is_some_and(|x| x.quiet)
+        {
+            r.local = LocalPart::Failed(e);
+            return;
+        }
         // It may have begun anew, from the peer's copy.
         let Some(r) = self.requests.remove(key) else {
             return;
@@ -123,8 +133,13 @@ impl Resource {
             return;
         }
         // What the own copy lacks is confirmed only when the generations say so.
-        let waits =
-            remote && error.is_none() && !matches!(self.access(r.volume), Access::Remote(_));
+        // While a handler runs before the peer is told, nothing is decided.
+        let quiet = self.volumes[r.volume]
+            .remote
+            .as_ref()
+            .is_some_and(|r| r.quiet);
+        let open = error.is_none() || quiet && !r.given_up;
+        let waits = remote && open && !matches!(self.access(r.volume), Access::Remote(_));
         let v = &self.volumes[r.volume];
         if v.bump_running || v.bump_owed || self.suspended.any() || waits {
             return self.hold(key);

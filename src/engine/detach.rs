@@ -64,7 +64,7 @@ impl Resource {
             if let Some(remote) = &mut self.volumes[v].remote {
                 remote.quiet = true;
             }
-        } else {
+        } else if self.volumes[v].remote.as_ref().is_none_or(|r| !r.quiet) {
             self.tell_disk_failed(id);
         }
     }
@@ -86,6 +86,19 @@ impl Resource {
         if refused {
             let reason = "attached while this node was Primary: run `twinblk secondary RES` first";
             self.disk_out_of_use(v, reason.to_string(), false);
+        }
+        // What it may lack must be with the peer, confirmed, and its metadata must say that it is behind.
+        let flag = MdFlags::WAS_UP_TO_DATE;
+        let current = |l: &crate::volume::Local| l.superblock.flags.contains(flag);
+        let behind = self.volumes[v].remote.is_some() && !self.nothing_missed(v);
+        if !refused
+            && behind
+            && (self.is_handing_over(v) || self.volumes[v].local.as_ref().is_some_and(current))
+        {
+            let reason = "attached before the peer had confirmed what was under way when the disk went \
+                          out of use: run `twinblk attach RES` again";
+            self.disk_out_of_use(v, reason.to_string(), false);
+            return true;
         }
         refused
     }
@@ -244,7 +257,8 @@ impl Resource {
             return;
         }
         if self.volumes[v].remote.is_some() {
-            self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
+            // Still the disk of a Primary: writes that were under way may have failed here, and what is in
+            // its cache may be lost. The extents of the log are copied when it comes back.
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
         }
         self.volumes[v].detach_written = true;

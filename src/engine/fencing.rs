@@ -154,7 +154,9 @@ impl Resource {
                 None => Step::Idle,
             };
         }
-        if self.role != Role::Primary || harmless || !policy.calls() {
+        // Without a copy of its own a Primary confirms nothing without the peer, and fencing that one would
+        // take the only current copy out of service.
+        if self.role != Role::Primary || harmless || !policy.calls() || self.is_remote() {
             return caught;
         }
         let ending = self.stopping.is_some() || self.role_change.is_some();
@@ -198,7 +200,7 @@ impl Resource {
 
     /// This node has become Primary: peers that were lost on the way are fenced.
     pub(crate) fn fence_missing(&mut self) {
-        if !self.cfg.options.fencing.calls() || self.stopping.is_some() {
+        if !self.cfg.options.fencing.calls() || self.stopping.is_some() || self.is_remote() {
             return;
         }
         for p in 0..self.peers.len() {
@@ -527,7 +529,7 @@ impl Resource {
 
     /// A Primary has come under a policy that asks for more: peers that are lost already are fenced, too.
     fn fence_as_ordered_now(&mut self, old: Fencing) {
-        if self.cfg.options.fencing <= old {
+        if self.cfg.options.fencing <= old || self.is_remote() {
             return;
         }
         for p in 0..self.peers.len() {

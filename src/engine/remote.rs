@@ -58,6 +58,9 @@ pub(crate) struct Remote {
     lost: bool,
     /// A handler runs before any peer is told.
     pub(crate) quiet: bool,
+    /// What was under way counts as done, on the word of the peer, which has not confirmed yet that it is
+    /// stable there: the own disk may lack it.
+    handed: bool,
     /// It lacks nothing if it is in the life in which it confirmed it; 0: in any.
     incarnation: u64,
     /// Clients wait so long for a link that is made anew.
@@ -131,6 +134,12 @@ impl Resource {
         (0..self.peers.len()).find(|&p| {
             let peer = &self.peers[p];
             let pv = &peer.volumes[v];
+            // A copy that has confirmed the generation lacks nothing, whatever it knows of that itself: it
+            // is asked by generation.
+            let relied = self.volumes[v]
+                .remote
+                .as_ref()
+                .is_some_and(|r| r.confirmed && pv.disk != DiskState::DUnknown);
             let joined = pv.mirrors()
                 || matches!(
                     pv.replication,
@@ -141,7 +150,7 @@ impl Resource {
                 && !peer.is_parked()
                 && peer.role != Role::Primary
                 && joined
-                && pv.disk == DiskState::UpToDate
+                && (pv.disk == DiskState::UpToDate || relied && pv.disk >= DiskState::Outdated)
         })
     }
 
@@ -195,6 +204,9 @@ impl Resource {
     fn hand_over(&mut self, p: usize, v: usize) {
         let id = self.volumes[v].id;
         let node = 1u16 << self.peers[p].node.0;
+        if let Some(remote) = &mut self.volumes[v].remote {
+            remote.handed = true;
+        }
         if self.peers[p].volumes[v].mirrors()
             && self.peers[p].volumes[v].replication != ReplState::Established
         {
@@ -306,6 +318,10 @@ impl Resource {
     /// What has begun and is not answered waits for a copy.
     fn requeue(&mut self, v: usize) {
         let mut writes = Vec::new();
+        let own = self.volumes[v].remote.as_mut().is_some_and(|remote| {
+            remote.handed = false;
+            !remote.confirmed
+        });
         for key in self.requests_of(v) {
             let Some(r) = self.requests.get_mut(key) else {
                 continue;
@@ -315,6 +331,14 @@ impl Resource {
             }
             match r.kind {
                 RequestKind::Read => self.freeze_again(key),
+                // A disk tells once that it could not keep what it had taken: a second flush would be
+                // answered as if nothing had happened.
+                RequestKind::Flush if own => {
+                    self.started -= 1;
+                    let tag = r.tag;
+                    self.requests.remove(key);
+                    self.reply_error(tag, "the disk went out of use during the flush");
+                }
                 RequestKind::Flush => {
                     self.started -= 1;
                     self.freeze_again(key);
@@ -336,6 +360,20 @@ impl Resource {
         for (_, key) in writes {
             self.gated.push_front(key);
         }
+    }
+
+    /// Whether the own disk must not come back yet: what it may lack is not with the peer for certain, or
+    /// is not told to anybody.
+    pub(crate) fn is_handing_over(&self, v: usize) -> bool {
+        self.volumes[v]
+            .remote
+            .as_ref()
+            .is_some_and(|r| r.handed || r.quiet)
+    }
+
+    /// Clients of some volume are not served from the own disk.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.volumes.iter().any(|v| v.remote.is_some())
     }
 
     fn is_promoting(&self) -> bool {
@@ -418,6 +456,10 @@ impl Resource {
     /// Asks peers to serve, where that is due.
     pub(crate) fn ask_to_serve(&mut self) {
         for v in 0..self.volumes.len() {
+            // Whose disk is being looked at may have its own copy again in a moment.
+            if self.volumes[v].disk == DiskState::Attaching {
+                continue;
+            }
             let Some(p) = self.server(v) else { continue };
             let Some(link) = self.peers[p].link_number() else {
                 continue;
@@ -619,6 +661,8 @@ impl Resource {
         volume.remote.as_ref().is_some_and(|r| {
             consistent
                 && !r.confirmed
+                && !r.handed
+                && !r.quiet
                 && r.next == 0
                 && same(r.generation, volume.generations.current)
         })
@@ -641,6 +685,7 @@ impl Resource {
             let text = format!("{id}: clients are served from this node's disk again");
             self.incident(Severity::Info, text);
             self.lock_again(v);
+            self.fence_missing();
             self.data_found();
         }
     }

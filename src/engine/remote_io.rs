@@ -63,7 +63,7 @@ impl Resource {
         }
     }
 
-    fn reply_error(&mut self, tag: ReqTag, text: &'static str) {
+    pub(crate) fn reply_error(&mut self, tag: ReqTag, text: &'static str) {
         let errno = errno::EIO;
         let result = Err(ReplyError { errno, text });
         self.out.push(Output::Reply { tag, result });
