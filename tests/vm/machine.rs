@@ -159,9 +159,12 @@ impl Machine {
             &format!("socket,id=line,path={}", line.display()),
         );
         add("-device", "virtserialport,chardev=line,name=host");
-        let switch = self.power.socket().display();
-        add("-chardev", &format!("socket,id=power,path={switch}"));
-        add("-device", "virtserialport,chardev=power,name=power");
+        // A machine that is alone has nobody to switch it off.
+        if self.power.socket().exists() {
+            let switch = self.power.socket().display();
+            add("-chardev", &format!("socket,id=power,path={switch}"));
+            add("-device", "virtserialport,chardev=power,name=power");
+        }
         let forwards: String = PORTS
             .iter()
             .map(|port| format!(",hostfwd=tcp:{}:{port}-:{port}", self.address))
