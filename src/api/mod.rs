@@ -128,6 +128,12 @@ pub(crate) struct VolumeStatus {
     pub(crate) activity_log: Option<ActivityLog>,
     /// Bytes marked out of sync at the start, because the node had gone down as Primary.
     pub(crate) marked_after_crash: u64,
+    /// Errors of the disk that clients were given while it stayed in use, since it was attached.
+    #[serde(default)]
+    pub(crate) errors_passed_on: u64,
+    /// The disk failed and is attached again by itself in so many seconds; `null`: it is not.
+    #[serde(default)]
+    pub(crate) attach_in_seconds: Option<u64>,
     /// The kernel device; `null` when none is configured.
     pub(crate) device: Option<DeviceStatus>,
 }

@@ -37,6 +37,8 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             disk_engine: "io_uring, O_DIRECT".into(),
             activity_log: None,
             marked_after_crash: 0,
+            errors_passed_on: 0,
+            attach_in_seconds: None,
             device: None,
         }],
         peers: vec![PeerStatus {

@@ -69,6 +69,13 @@ fn write_volume(out: &mut String, r: &ResourceStatus, v: &VolumeStatus) -> std::
             "    both copies are shown UpToDate, and yet they are known to differ"
         )?;
     }
+    if v.errors_passed_on > 0 {
+        let text = format!(
+            "{} I/O error(s) were given to clients: {}",
+            v.errors_passed_on, v.reason
+        );
+        reason(out, "    ", &text)?;
+    }
     if v.marked_after_crash > 0
         && r.peers
             .iter()

@@ -450,14 +450,17 @@ pub(crate) static OPTIONS: [OptionRow; 27] = [
         Section::Disk,
         "on-io-error",
         Kind::Word {
-            supported: &["detach", "call-local-io-error"],
-            later: &["pass-on"],
+            supported: &["detach", "call-local-io-error", "pass-on"],
+            later: &[],
         },
         Value::Word("detach"),
         How::Live,
         "What a disk that reports an error means. `detach`: it is out of use until `twinblk attach`; a \
          Primary goes on with the peer's copy. `call-local-io-error`: the handler of that name is \
-         called first, before the peer is told.",
+         called first, before the peer is told. `pass-on`: while no peer could serve them, clients of a \
+         Primary get the error of the block and the disk stays in use; otherwise the disk goes out of \
+         use and is attached again by itself, after 1, 10 and 60 s at most three times. Failed flushes \
+         and metadata are never passed on.",
     ),
     row(
         Key::OnNoDataAccessible,

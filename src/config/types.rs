@@ -253,10 +253,10 @@ impl Resource {
             resync_max_rate: s.number(Key::CMaxRate),
             resync_window: s.number(Key::ResyncWindow),
             al_extents: self.small(Key::AlExtents),
-            on_io_error: if s.get(Key::OnIoError) == Value::Word("detach") {
-                engine::OnIoError::Detach
-            } else {
-                engine::OnIoError::CallLocalIoError
+            on_io_error: match s.get(Key::OnIoError) {
+                Value::Word("call-local-io-error") => engine::OnIoError::CallLocalIoError,
+                Value::Word("pass-on") => engine::OnIoError::PassOn,
+                _ => engine::OnIoError::Detach,
             },
             on_no_data: if s.get(Key::OnNoDataAccessible) == Value::Word("suspend-io") {
                 engine::OnNoData::SuspendIo

@@ -6,8 +6,10 @@ use super::supervisor::{Supervisor, error};
 use super::volumes;
 use crate::api::ErrorBody;
 use crate::driver::mailbox::ToLoop;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use twinblk_engine::event::DiskState;
+use twinblk_engine::ids::VolumeId;
 
 impl Supervisor {
     /// `attach`.
@@ -51,6 +53,25 @@ impl Supervisor {
         }
         Ok(said(&running).await)
     }
+}
+
+/// A disk that failed is opened again by itself (`on-io-error = "pass-on"`). When somebody attaches it
+/// meanwhile, this one comes to nothing.
+pub(super) async fn again(running: Arc<Running>, volume: VolumeId) {
+    let config = lock(&running.config).clone();
+    let message = match volumes::open_some(&config, &[volume]).await {
+        Ok(mut opened) => match opened.pop() {
+            Some(opened) => {
+                running.attaches_again(&[volume]);
+                let (sender, _) = oneshot::channel();
+                ToLoop::Attach(Box::new(opened), sender)
+            }
+            None => ToLoop::AttachFailed(volume, "it is not configured any more".to_string()),
+        },
+        Err(why) => ToLoop::AttachFailed(volume, why.reason),
+    };
+    // The resource may have ended.
+    let _ = running.handle.send(message);
 }
 
 async fn said(running: &Running) -> String {

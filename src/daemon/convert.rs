@@ -71,6 +71,8 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 disk_engine: engine(v.volume),
                 activity_log: activity_log(&v.activity),
                 marked_after_crash: v.activity.marked_after_crash,
+                errors_passed_on: v.errors_passed_on,
+                attach_in_seconds: v.attach_in,
                 device: None,
             })
             .collect(),

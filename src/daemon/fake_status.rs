@@ -30,6 +30,8 @@ pub(super) fn healthy() -> Status {
             current_uuid: 5,
             lineage: 0,
             activity: Activity::default(),
+            errors_passed_on: 0,
+            attach_in: None,
         }],
         peers: vec![PeerStatus {
             node: NodeId(1),

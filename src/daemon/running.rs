@@ -242,6 +242,9 @@ impl Running {
                 let (place, events) = (place.clone(), events.clone());
                 tokio::spawn(handlers::run(place, Arc::clone(self), run, events));
             }
+            FromLoop::AttachDisk(volume) => {
+                tokio::spawn(super::attach_disk::again(Arc::clone(self), volume));
+            }
             FromLoop::SaveDiscarded(request, disk) => save_discarded::begin(self, *request, disk),
             FromLoop::CancelSave(id) => self.saves.cancel(id),
             FromLoop::CommandDone(id, result) => {

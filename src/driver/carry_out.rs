@@ -127,6 +127,7 @@ impl Turn {
             Output::Reply { tag, result } => self.nbd.reply(&mut self.core, tag, result),
             Output::ReplyWith { tag, buf } => self.nbd.reply_with(&mut self.core, tag, buf),
             Output::CloseDisk { volume } => self.volumes.retain(|io| io.volume != volume),
+            Output::AttachDisk { volume } => self.tell(FromLoop::AttachDisk(volume)),
             Output::ReleaseBuf(buf) => self.core.pool.release(buf),
             Output::CloseLink { peer, reason } => self.peers.close(self.now, peer, reason),
             Output::WantLink { peer, want, now } => {

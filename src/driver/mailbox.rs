@@ -47,6 +47,8 @@ pub(crate) enum ToLoop {
     Command(CommandId, Command),
     /// A disk that was opened anew, for a volume that has none; the answer tells whether it has not.
     Attach(Box<super::OpenedVolume>, tokio::sync::oneshot::Sender<bool>),
+    /// A disk that was to be opened again ([`FromLoop::AttachDisk`]) cannot be; why, in words.
+    AttachFailed(VolumeId, String),
     /// A handler ended, or could not be run.
     HandlerDone(HandlerId, HandlerResult),
     /// What was to be saved is durable in this file, or cannot be saved, in words.
@@ -119,6 +121,8 @@ pub(crate) enum FromLoop {
         /// The volume it is about.
         volume: Option<VolumeId>,
     },
+    /// Open the disk of this volume again; the answer is [`ToLoop::Attach`] or [`ToLoop::AttachFailed`].
+    AttachDisk(VolumeId),
     /// Save these blocks of this disk, which nothing writes to; the answer is
     /// [`ToLoop::DiscardedSaved`]. The descriptor is a copy of the loop's own.
     SaveDiscarded(Box<SaveDiscarded>, OwnedFd),

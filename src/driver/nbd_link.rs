@@ -80,7 +80,8 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct NbdLink {
     pub(crate) volume: VolumeId,
-    pub(crate) client: ClientId,
+    /// Until it is told that it is gone.
+    client: Option<ClientId>,
     socket: OwnedFd,
     dialect: Dialect,
     /// Zeroing is cheap on this volume's disk.
@@ -96,7 +97,7 @@ pub(crate) struct NbdLink {
     /// Counts receives and sends that moved bytes.
     progress: u64,
     /// Dropped with the connection: somebody waits for that.
-    _kept: Option<Sender<()>>,
+    kept: Option<Sender<()>>,
     /// What that count was when it was last looked at and found changed.
     seen: (u64, Instant),
 }
@@ -113,7 +114,7 @@ impl NbdLink {
     ) -> Self {
         Self {
             volume,
-            client,
+            client: Some(client),
             socket,
             dialect,
             fast_zero,
@@ -124,7 +125,7 @@ impl NbdLink {
             open: 0,
             held: 0,
             progress: 0,
-            _kept: kept,
+            kept,
             seen: (0, Instant::default()),
         }
     }
@@ -445,6 +446,14 @@ impl NbdLink {
         }
         let idle = !self.intake.is_receiving() && !self.queue.is_flying();
         self.state == State::Dead && idle && self.open == 0
+    }
+
+    /// The client, once, as soon as it holds the export no more: nobody reads the answers to what the engine
+    /// still has of its requests, which may wait for long. The kernel's own connection counts until it is
+    /// `over`: its device may be mounted.
+    pub(crate) fn take_gone(&mut self, over: bool) -> Option<ClientId> {
+        let gone = over || self.state == State::Dead && self.kept.is_none();
+        self.client.take_if(|_| gone)
     }
 
     /// Forgets requests the engine will not answer any more.

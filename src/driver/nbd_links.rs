@@ -133,13 +133,12 @@ impl NbdLinks {
             let Some(key) = self.links.key_at(slot) else {
                 continue;
             };
-            if self
-                .links
-                .get_mut(key)
-                .is_some_and(|link| link.flush(core, key))
-                && let Some(link) = self.links.remove(key)
-            {
-                self.closed.push(link.client);
+            let Some(link) = self.links.get_mut(key) else {
+                continue;
+            };
+            let over = link.flush(core, key);
+            self.closed.extend(link.take_gone(over));
+            if over && let Some(link) = self.links.remove(key) {
                 link.dispose(core, key);
             }
         }

@@ -333,6 +333,10 @@ impl Turn {
                         .add(&mut self.core, self.now, peer, data, control);
                 }
             }
+            ToLoop::AttachFailed(volume, reason) => {
+                let failed = Input::AttachFailed { volume, reason };
+                self.core.inputs.push_back(failed);
+            }
             ToLoop::HandlerDone(id, result) => {
                 let done = Input::HandlerDone { id, result };
                 self.core.inputs.push_back(done);

@@ -259,6 +259,7 @@ impl Resource {
             return self.end_dry_run(p, &decisions);
         }
         self.note_split_brain(p, &decisions);
+        self.note_relied_upon(p, &decisions);
         self.call_split_brain_handlers(p, &decisions);
         let verdicts = self
             .volumes
@@ -502,6 +503,7 @@ impl Resource {
                     self.start_sync(p, v, decision);
                 }
                 Direction::Target => {
+                    self.is_older(p, v, decision);
                     self.set_replication(p, v, ReplState::WFBitMapT, &decision.reason);
                     self.start_sync(p, v, decision);
                 }

@@ -2,7 +2,7 @@
 //! commits, from the request to those who waited for it.
 
 use crate::bitmap::Bitmap;
-use crate::event::{DiskState, Severity, What};
+use crate::event::{DiskState, Role, Severity, What};
 use crate::ids::VolumeId;
 use crate::meta_writer::PagePlace;
 use crate::metadata::BLOCK;
@@ -107,6 +107,7 @@ impl Resource {
         if other && !self.is_handing_over(v) {
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
         }
+        self.attached_again(v, other);
         self.set_disk(
             v,
             DiskState::Attaching,
@@ -135,6 +136,7 @@ impl Resource {
         if self.refuse_disk(v) {
             return;
         }
+        self.volumes[v].again.failed = false;
         if self.nothing_missed(v) {
             self.begin_local_reign(v);
             return self.commit(v, true, Some(Waiter::ServesAgain));
@@ -154,6 +156,17 @@ impl Resource {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
+        // A Primary that is connected has gone on without this disk, as far as anybody knows here.
+        let primary = self
+            .peers
+            .iter()
+            .find(|p| p.is_agreed() && p.role == Role::Primary);
+        if let Some(name) = primary.map(|p| p.name.clone())
+            && !self.is_group()
+        {
+            self.outdate(v, format!("{name} was Primary without this disk"));
+            self.commit(v, false, None);
+        }
         self.doubt_at_start(v);
         self.doubt(v);
         if self.volumes[v].disk == DiskState::Consistent {

@@ -206,6 +206,7 @@ impl Resource {
         }
         let volume = &mut self.volumes[v];
         if shared && !volume.generations.is_just_created() {
+            volume.bump_from = volume.generations.current;
             volume.generations.part_from(node, fresh);
             volume.bump_running = true;
             volume.bump_committed = false;

@@ -30,6 +30,7 @@ impl Resource {
             Err(e) => LocalPart::Failed(e),
         };
         let volume = r.volume;
+        let (flush, range) = (r.kind == RequestKind::Flush, (r.offset, r.len));
         let lock = if r.rest > 0 && result.is_ok() {
             None
         } else {
@@ -45,7 +46,11 @@ impl Resource {
             if self.volumes[volume].remote.is_none() && !self.may_go_remote() {
                 self.release_extents(key);
             }
-            self.disk_failed(volume, e, "a write");
+            if flush {
+                self.disk_failed(volume, e, "a flush");
+            } else {
+                self.write_error(volume, e, range);
+            }
         }
         self.try_complete(key);
     }
@@ -57,7 +62,7 @@ impl Resource {
         let Some(r) = self.requests.get_mut(key) else {
             return;
         };
-        r.local = LocalPart::Failed(errno::EIO);
+        r.local = LocalPart::Refused;
         let (volume, lock) = (r.volume, r.lock.take());
         self.release_extents(key);
         if let Some(lock) = lock {
@@ -68,8 +73,9 @@ impl Resource {
 
     /// A read ended.
     pub(crate) fn read_done(&mut self, key: RequestKey, result: Result<(), i32>) {
-        if let (Err(e), Some(volume)) = (result, self.requests.get(key).map(|r| r.volume)) {
-            self.disk_failed(volume, e, "a read");
+        if let (Err(e), Some(r)) = (result, self.requests.get(key)) {
+            let (volume, range) = (r.volume, (r.offset, r.len));
+            self.read_error(volume, e, range);
         }
         // Or it begins anew when the handler has ended.
         if let (Err(e), Some(r)) = (result, self.requests.get_mut(key))
@@ -121,6 +127,10 @@ impl Resource {
                 text: "the local disk is Outdated: another node is Primary",
             }),
             LocalPart::Done => None,
+            LocalPart::Refused => Some(ReplyError {
+                errno: errno::EIO,
+                text: "no current copy could be written to (see `twinblk why`)",
+            }),
             LocalPart::Failed(_) => Some(ReplyError {
                 errno: errno::EIO,
                 text: match r.kind {
@@ -141,7 +151,9 @@ impl Resource {
         let open = error.is_none() || quiet && !r.given_up;
         let waits = remote && open && !matches!(self.access(r.volume), Access::Remote(_));
         let v = &self.volumes[r.volume];
-        if v.bump_running || v.bump_owed || self.suspended.any() || waits {
+        let held = v.bump_running || v.bump_owed || self.suspended.any() || waits;
+        // Nothing could change what a request gets that has changed nothing.
+        if held && r.local != LocalPart::Refused {
             return self.hold(key);
         }
         if r.rest > 0 && error.is_none() {
@@ -170,12 +182,18 @@ impl Resource {
         let Some(r) = self.requests.get_mut(key) else {
             return;
         };
+        let v = r.volume;
         r.offset += r.len;
         r.len = r.rest;
         r.rest = 0;
         r.local = LocalPart::NotStarted;
         self.started -= 1;
-        self.gated.push_back(key);
+        if self.volumes[v].remote.is_some() {
+            // Its range is not locked any more: what came later and overlaps is in this queue.
+            self.gated.push_front(key);
+        } else {
+            self.gated.push_back(key);
+        }
     }
 
     /// The answer waits.

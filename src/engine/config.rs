@@ -17,6 +17,9 @@ pub enum OnIoError {
     Detach,
     /// The handler `local-io-error` is called, before any peer is told; then as `Detach`.
     CallLocalIoError,
+    /// Clients of a Primary that no peer could serve are given the error, and the disk stays in use;
+    /// otherwise as `Detach`, and the disk is attached again by itself, a few times.
+    PassOn,
 }
 
 /// `on-no-data-accessible`: what clients of a Primary that reaches no current copy get.

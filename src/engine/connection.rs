@@ -177,8 +177,10 @@ impl Resource {
         let mut answered = Vec::new();
         let entries: Vec<_> = self.peers[p].log.drain().collect();
         let planned = core::mem::take(&mut self.peers[p].renegotiates) && self.peers[p].want;
+        self.note_what_is_left_behind(p, &link, &entries);
         for v in 0..self.volumes.len() {
             self.copy_lost(p, v, &entries, planned);
+            self.peers[p].volumes[v].will_serve = false;
             if self.peers[p].volumes[v].serves {
                 self.serve_no_more(p, v);
             }

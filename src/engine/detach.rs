@@ -2,7 +2,8 @@
 //! beginning is [`crate::attach`].
 //!
 //! Invariants:
-//! * a disk that failed stays out of use until somebody attaches it, and nothing is written to it;
+//! * a disk that failed stays out of use until somebody attaches it (or [`crate::pass_on`] does), and
+//!   nothing is written to it;
 //! * it is closed, and can be attached, only when nothing on it is in flight any more: until then it is
 //!   Failed (or Detaching), from then on Diskless. No time limit gives up an operation: what the kernel
 //!   may still read or write is never used for anything else;
@@ -26,7 +27,8 @@ impl Resource {
     /// A disk reported an error: out of use until an administrator attaches it again. Nothing more
     /// is written to its metadata, so that the next attach finds what a crash would have left.
     pub(crate) fn disk_failed(&mut self, v: usize, errno: i32, doing: &str) {
-        let reason = format!("{doing} failed with errno {errno}; the disk stays out of use");
+        let stays = if self.may_pass_on() { "is" } else { "stays" };
+        let reason = format!("{doing} failed with errno {errno}; the disk {stays} out of use");
         self.disk_out_of_use(v, reason, true);
     }
 
@@ -40,6 +42,7 @@ impl Resource {
         }
         let served = self.volumes[v].remote.is_some();
         let goes_on = !served && self.volumes[v].is_up_to_date() && self.may_go_remote();
+        self.volumes[v].again.failed |= error;
         self.set_disk(v, DiskState::Failed, reason.clone());
         if goes_on {
             self.go_remote(v);
@@ -103,6 +106,25 @@ impl Resource {
         refused
     }
 
+    /// `local-io-error` has ended, unless an order has come before it.
+    pub(crate) fn disk_handler_ended(&mut self, id: VolumeId) {
+        let remote = self
+            .volume_index(id)
+            .and_then(|v| self.volumes[v].remote.as_ref());
+        if remote.is_none_or(|r| r.quiet) {
+            self.tell_disk_failed(id);
+        }
+    }
+
+    /// This node is to be Secondary: what waits for `local-io-error` does not wait any longer.
+    pub(crate) fn end_quiet(&mut self) {
+        for v in 0..self.volumes.len() {
+            if self.volumes[v].remote.as_ref().is_some_and(|r| r.quiet) {
+                self.tell_disk_failed(self.volumes[v].id);
+            }
+        }
+    }
+
     /// The peers are told; a Primary's clients go on with the peer.
     pub(crate) fn tell_disk_failed(&mut self, id: VolumeId) {
         let Some(v) = self.volume_index(id) else {
@@ -115,6 +137,8 @@ impl Resource {
         if self.volumes[v].remote.is_some() && self.access(v) == Access::Later {
             self.take_over(v);
         }
+        // Errors that were kept from clients until now.
+        self.release_held();
     }
 
     /// What of an operation's volume is known: `None` if it may be any.
@@ -132,13 +156,13 @@ impl Resource {
             Op::ServedRead(ref read) => Some(Self::volume_of_read(read)),
             Op::Lingering(v)
             | Op::AttachFlush(v)
+            | Op::DemoteFlush(v)
             | Op::LogBlock(v)
             | Op::LogPage(v)
             | Op::LogFlush(v)
             | Op::MetaPage(v)
             | Op::MetaFlush(v)
             | Op::MetaSuperblock(v) => Some(v),
-            Op::DemoteFlush => None,
         }
     }
 
@@ -155,6 +179,7 @@ impl Resource {
                 continue;
             }
             let reason = self.volumes[v].disk_reason.clone();
+            let reason = self.plan_to_attach(v, &reason);
             self.set_disk(v, DiskState::Diskless, reason);
             let volume = self.volumes[v].id;
             self.out.push(Output::CloseDisk { volume });
@@ -195,7 +220,7 @@ impl Resource {
                 let way_out = format!(
                     "connect a peer and wait for it (`twinblk wait-sync {name}`), or demote this \
                      node first (`twinblk secondary {name}`); `twinblk detach --force {name}` takes \
-                     the disk away and gives clients errors"
+                     the disk away: clients get errors, or wait, as `on-no-data-accessible` says"
                 );
                 return self.done(id, Err(refuse(RefusalKind::NoUpToDateData, text, way_out)));
             }
@@ -213,6 +238,7 @@ impl Resource {
             }
         }
         for v in 0..self.volumes.len() {
+            self.not_again(v);
             if !self.volumes[v].has_disk() {
                 continue;
             }

@@ -128,6 +128,11 @@ impl Resource {
             }
             return caught;
         }
+        if link.phase == Phase::Verdicts {
+            for (v, decision) in link.decisions.iter().enumerate() {
+                self.is_older(p, v, decision);
+            }
+        }
         let node = self.peers[p].node;
         let mut harmless = true;
         for v in 0..self.volumes.len() {

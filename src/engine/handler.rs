@@ -155,7 +155,7 @@ impl Resource {
         match (call.then, peer) {
             (Then::Fence(run), Some(p)) => self.fence_answered(p, run, result),
             (Then::BeforeResync(link), Some(p)) => self.before_resync_done(p, link, result),
-            (Then::DiskFailed(volume), _) => self.tell_disk_failed(volume),
+            (Then::DiskFailed(volume), _) => self.disk_handler_ended(volume),
             _ => {
                 if let HandlerResult::Broken(why) = result {
                     let text = format!("the handler {} {why}; nothing follows", call.kind.name());

@@ -88,6 +88,13 @@ pub enum Input {
         /// The disk has no volatile cache: every completed write is stable.
         no_volatile_cache: bool,
     },
+    /// A disk that was to be opened again ([`crate::output::Output::AttachDisk`]) cannot be.
+    AttachFailed {
+        /// Volume.
+        volume: VolumeId,
+        /// In words.
+        reason: String,
+    },
     /// A client's request.
     Client(ClientRequest),
     /// A read, write, zero or flush on the data disk ended.

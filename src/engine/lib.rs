@@ -50,6 +50,7 @@ mod unsettled;
 // The resource: dispatcher, then the path of a request in reading order.
 mod admission;
 mod completion;
+mod left_behind;
 mod log_writer;
 mod peer_request;
 mod request;
@@ -63,6 +64,7 @@ mod doubt;
 mod give_way;
 mod group;
 mod parted;
+mod pass_on;
 mod peer;
 mod peer_view;
 mod remote;

@@ -7,6 +7,8 @@
 
 use crate::command::{Refusal, RefusalKind};
 use crate::event::{DiskState, Role};
+use crate::generations::same;
+use crate::handshake::{Decision, Direction, Rule};
 use crate::ids::{CommandId, NodeId};
 use crate::output::{Channel, SendBody};
 use crate::resource::Resource;
@@ -32,6 +34,39 @@ fn refusal(kind: RefusalKind, reason: String, way_out: String) -> Refusal {
 }
 
 impl Resource {
+    /// Clients of the peer, a Primary without a current disk, rely on a generation that this copy never
+    /// had: it lacks what they were told, or may.
+    pub(crate) fn note_relied_upon(&mut self, p: usize, decisions: &[Decision]) {
+        for (v, decision) in decisions.iter().enumerate() {
+            let facts = self.peers[p].link.as_ref().and_then(|l| l.facts.as_ref());
+            let relies = facts.and_then(|f| f.volumes.get(v)).map_or(0, |f| f.relies);
+            let known = &self.volumes[v].generations;
+            let knows = same(known.current, relies) || known.history().any(|g| same(g, relies));
+            if decision.rule != Rule::OtherGeneration || relies == 0 || knows {
+                continue;
+            }
+            let name = self.peers[p].name.clone();
+            self.outdate(v, format!("clients of {name} rely on newer data"));
+            self.commit(v, false, None);
+        }
+    }
+
+    /// With two nodes: both have found that this copy is the older one. From now on the other may be
+    /// relied upon: its clients may be answered before this disk says that a resync onto it has begun.
+    /// (What a person or a policy gives up after a split brain is not older, and stays what it is until it
+    /// is overwritten.)
+    pub(crate) fn is_older(&mut self, p: usize, v: usize, decision: &Decision) {
+        if decision.direction != Direction::Target || decision.split_brain || self.is_group() {
+            return;
+        }
+        if crate::sabotage::is(crate::sabotage::Mistake::CurrentUntilOverwritten) {
+            return;
+        }
+        let name = self.peers[p].name.clone();
+        self.outdate(v, format!("{name} has newer data"));
+        self.commit(v, false, None);
+    }
+
     /// `outdate`.
     pub(crate) fn order_outdate(&mut self, id: CommandId) {
         if let Err(refusal) = self.may_be_outdated() {

@@ -178,6 +178,12 @@ pub enum Output {
         /// Volume.
         volume: VolumeId,
     },
+    /// Open the disk of a volume again, as for the order `attach`; the answer is
+    /// [`crate::input::Input::Attached`] or [`crate::input::Input::AttachFailed`].
+    AttachDisk {
+        /// Volume.
+        volume: VolumeId,
+    },
     /// The engine is done with this buffer.
     ReleaseBuf(BufId),
     /// Close the sockets of a peer once what was queued on them is sent (at most a second is given

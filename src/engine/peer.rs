@@ -7,6 +7,7 @@ use crate::fencing::Fence;
 use crate::group::Members;
 use crate::handshake::Decision;
 use crate::ids::{CommandId, NodeId, VolumeId};
+use crate::left_behind::Lacks;
 use crate::peer_view::Views;
 use crate::request::RequestKey;
 use crate::resync::Resync;
@@ -148,12 +149,16 @@ pub(crate) struct PeerVolume {
     /// the end of a resync, or of a leftover, may not have reached the disk before a crash, and the
     /// peer may have our generation and may have gone on from it.
     pub(crate) lacks_current: bool,
+    /// What it may lack although it has this node's generation ([`crate::left_behind`]).
+    pub(crate) lacks: Lacks,
     /// The Primary this node follows sends its writes to this peer too, and it lacks nothing.
     pub(crate) fed: bool,
     /// A resync is due, and waits for another one to end.
     pub(crate) later: bool,
     /// The peer is Primary, and its clients are served from this node's copy ([`crate::serving`]).
     pub(crate) serves: bool,
+    /// It has asked for that, and what makes it so is on its way to the disk here.
+    pub(crate) will_serve: bool,
     /// A new generation was sent; the peer has not confirmed it.
     pub(crate) ack_due: Option<Instant>,
     /// Who is in step, as the peer was told last.
@@ -256,9 +261,11 @@ impl Peer {
                     ended_verify: None,
                     repair_due: false,
                     lacks_current: false,
+                    lacks: Lacks::Unknown,
                     fed: false,
                     later: false,
                     serves: false,
+                    will_serve: false,
                     ack_due: None,
                     told: None,
                     unfenced: false,

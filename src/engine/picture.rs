@@ -37,6 +37,8 @@ impl Resource {
                     current_uuid: v.generations.current,
                     lineage: v.lineage,
                     activity: v.activity_status(),
+                    errors_passed_on: v.again.errors(),
+                    attach_in: v.again.seconds_left(now),
                 })
                 .collect(),
             peers: (0..self.peers.len())

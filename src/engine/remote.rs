@@ -22,6 +22,7 @@ use crate::event::{DiskState, ReplState, Role, Severity};
 use crate::generations::same;
 use crate::handler::{HandlerKind, Then};
 use crate::input::{ClientRequest, RequestKind};
+use crate::left_behind::Lacks;
 use crate::metadata::superblock::MdFlags;
 use crate::output::Channel;
 use crate::request::{LocalPart, RequestKey};
@@ -46,6 +47,9 @@ const LAST_BYTES: u64 = 8 << 20;
 pub(crate) struct Remote {
     /// The generation the peer's copy must have; 0: it has not been told yet.
     pub(crate) generation: u64,
+    /// That one was on its way to the own disk when it failed, from this one: the disk may have either,
+    /// and lacks nothing. 0: it has `generation`.
+    before: u64,
     /// It was told to go on as this one, and has not confirmed it; 0: nothing is open.
     pub(crate) next: u64,
     /// It confirmed a generation that the own copy never had.
@@ -157,8 +161,16 @@ impl Resource {
     /// The own disk cannot be used any more. What is under way goes on with the peer.
     pub(crate) fn go_remote(&mut self, v: usize) {
         let generation = self.volumes[v].generations.current;
+        let unborn = self.volumes[v].bump_running && !self.volumes[v].bump_committed;
+        let lacks = self.lacks_now(v);
         self.volumes[v].remote = Some(Remote {
             generation,
+            before: if unborn { self.volumes[v].bump_from } else { 0 },
+            lost: lacks == Lacks::Unknown,
+            incarnation: match lacks {
+                Lacks::WhatACrashTakes(life) => life,
+                Lacks::Unknown | Lacks::Nothing => 0,
+            },
             ..Remote::default()
         });
         self.ungate(v);
@@ -180,9 +192,10 @@ impl Resource {
 
     /// The peers know: what was under way goes on with one of them, or waits.
     pub(crate) fn take_over(&mut self, v: usize) {
+        let lost = self.volumes[v].remote.as_ref().is_some_and(|r| r.lost);
         match self.server(v) {
-            Some(p) => self.hand_over(p, v),
-            None => {
+            Some(p) if !lost => self.hand_over(p, v),
+            _ => {
                 for p in 0..self.peers.len() {
                     if self.peers[p].link.is_some() && !self.peers[p].is_agreed() {
                         self.renegotiate_peer(p, "the disk is out of use");
@@ -238,7 +251,7 @@ impl Resource {
             let Some(r) = self.requests.get_mut(key) else {
                 continue;
             };
-            if r.local == LocalPart::NotStarted {
+            if matches!(r.local, LocalPart::NotStarted | LocalPart::Refused) {
                 continue;
             }
             match r.kind {
@@ -326,7 +339,7 @@ impl Resource {
             let Some(r) = self.requests.get_mut(key) else {
                 continue;
             };
-            if r.local == LocalPart::NotStarted {
+            if matches!(r.local, LocalPart::NotStarted | LocalPart::Refused) {
                 continue;
             }
             match r.kind {
@@ -387,15 +400,10 @@ impl Resource {
             return;
         }
         if self.is_promoting() {
-            self.volumes[v].remote = None;
             return self
                 .fail_role_change("the link to the peer, whose copy was to be served, is lost");
         }
-        let id = self.volumes[v].id;
-        let answered = |e: &Entry| e.request.is_none_or(|key| self.requests.get(key).is_none());
-        let at_risk = entries
-            .iter()
-            .any(|e| e.volume == id && !e.stable && !e.resync && answered(e));
+        let at_risk = self.has_answered(v, entries);
         let weak = self.cfg.options.protocol != Protocol::C;
         let incarnation = self.peers[p].seen_incarnation;
         let now = self.now;
@@ -436,7 +444,7 @@ impl Resource {
             let cause =
                 format!("{id}: no current copy of the data can be reached: I/O waits for one");
             self.suspend(Reason::NoData, cause);
-        } else {
+        } else if !self.suspended.any() {
             self.fail_gated(v);
             self.thaw();
         }
@@ -531,7 +539,6 @@ impl Resource {
                 format!("{name} cannot serve its copy (see its log)"),
             );
             if self.is_promoting() {
-                self.end_remote();
                 return self.fail_role_change("the peer cannot serve its copy");
             }
             return self.give_up(v);
@@ -664,7 +671,8 @@ impl Resource {
                 && !r.handed
                 && !r.quiet
                 && r.next == 0
-                && same(r.generation, volume.generations.current)
+                && (same(r.generation, volume.generations.current)
+                    || r.before != 0 && same(r.before, volume.generations.current))
         })
     }
 

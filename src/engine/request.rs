@@ -29,6 +29,8 @@ pub(crate) enum LocalPart {
     InFlight,
     Done,
     Failed(i32),
+    /// It was never begun, and never will be: nothing anywhere has it.
+    Refused,
 }
 
 /// A client's request under way.

@@ -50,7 +50,8 @@ pub(crate) enum Op {
     Lingering(usize),
     /// Flush of a volume's data when it is attached (by index).
     AttachFlush(usize),
-    DemoteFlush,
+    /// Flush of a volume's data (by index) before this node is Secondary.
+    DemoteFlush(usize),
     /// Operations of a volume's activity log (by index): a transaction, and what goes before an
     /// extent may be forgotten: bitmap pages, flushes.
     LogBlock(usize),
@@ -201,6 +202,7 @@ impl Resource {
             } => {
                 self.attached(volume, *recovered, no_volatile_cache);
             }
+            Input::AttachFailed { volume, reason } => self.attach_failed(volume, &reason),
             Input::Client(request) => self.client_request(request),
             Input::Disk(done) => self.disk_done(done),
             Input::Digest { op, result } => match self.ops.remove(Key::from_raw(op.0)) {
@@ -236,6 +238,7 @@ impl Resource {
             Input::DiscardedSaved { id, result } => self.discarded_saved(id, result),
             Input::Tick => {
                 self.remote_tick();
+                self.attach_tick();
                 for p in 0..self.peers.len() {
                     self.link_tick(p);
                     self.view_tick(p);
@@ -314,7 +317,7 @@ impl Resource {
             Some(Op::EpochFlush(p, volume)) => self.epoch_flush_done(p, volume, done.result),
             Some(Op::ResyncRead(key)) => self.chunk_read(key, done.result, done.zero, done.buf),
             Some(Op::AttachFlush(v)) => self.attach_flushed(v, done.result),
-            Some(Op::DemoteFlush) => self.demote_flushed(done.result),
+            Some(Op::DemoteFlush(v)) => self.demote_flushed(v, done.result),
             Some(Op::LogFlush(v)) => self.log_flush_done(v, done.result),
             Some(Op::ServedRead(read)) => self.served_read_done(read, done.result, done.buf),
             Some(
@@ -438,15 +441,19 @@ impl Resource {
             })
             .flatten()
             .chain(self.remote_deadline())
+            .chain(self.attach_deadline())
             .min()
     }
 
     /// Nothing is in flight and nothing is being negotiated: only timers or new inputs can change
     /// anything.
     pub fn is_idle(&self) -> bool {
-        // Suspended I/O waits for an order, a handler or a peer.
-        let waits = self.suspended.any();
-        (self.started == 0 || waits && self.started == self.held.len())
+        // Suspended I/O waits for an order, a handler or a peer; so does what a failed disk has left behind
+        // until its handler has ended.
+        let quiet = |v: &Volume| v.remote.as_ref().is_some_and(|r| r.quiet);
+        let quiet = self.volumes.iter().any(quiet);
+        let waits = self.suspended.any() || quiet;
+        (self.started == 0 || quiet || waits && self.started == self.held.len())
             && (waits
                 || self.gated.is_empty()
                     && self.logged.is_empty()

@@ -191,7 +191,7 @@ impl Resource {
         }
         let pv = &self.peers[p].volumes[v];
         let held = pv.resync.as_ref().is_some_and(|r| r.writes_held);
-        if !pv.serves || held {
+        if !(pv.serves || pv.will_serve) || held {
             self.finish_source(p, v);
         }
         false
@@ -264,7 +264,11 @@ impl Resource {
         match result {
             Ok(()) if live => self.send_chunk(&chunk, zero, buf),
             Ok(()) => {}
-            Err(errno) => self.disk_failed(chunk.volume, errno, "a resync read"),
+            Err(errno) => {
+                if !self.resync_source_fails(p, chunk.volume, errno, chunk.offset) {
+                    self.disk_failed(chunk.volume, errno, "a resync read");
+                }
+            }
         }
         if let Some(buf) = buf {
             self.out.push(Output::ReleaseBuf(buf));

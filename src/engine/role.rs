@@ -55,6 +55,10 @@ impl Resource {
     pub(crate) fn promote(&mut self, id: CommandId, force: bool) {
         if self.role == Role::Primary && !self.has_access() {
             let name = &self.cfg.name;
+            let attach = match self.volumes.iter().any(|v| v.disk == DiskState::Diskless) {
+                true => format!("mend the disk and run `twinblk attach {name}`, or "),
+                false => String::new(),
+            };
             let refusal = refuse(
                 RefusalKind::NoUpToDateData,
                 format!(
@@ -62,8 +66,9 @@ impl Resource {
                     self.cfg.me.name
                 ),
                 format!(
-                    "connect the peer that has it; or give it up: stop what uses the device, run \
-                     `twinblk secondary {name}`, then `twinblk primary --force {name}`"
+                    "{attach}connect the peer that has it; or give it up: stop what uses the \
+                     device, run `twinblk secondary {name}`, and promote the node whose copy is to \
+                     count (`twinblk primary --force {name}`)"
                 ),
             );
             return self.done(id, Err(refusal));
@@ -233,8 +238,10 @@ impl Resource {
         // promoted, and must not come over what clients write afterwards.
         let drained = self.receivers_idle()
             || crate::sabotage::is(crate::sabotage::Mistake::PromoteBeforeDrained);
-        // Nothing of an earlier reign is still on its way into the log.
-        if waiting || !drained || !self.volumes.iter().all(|v| v.log_is_idle()) {
+        // Nothing of an earlier reign is still on its way into the log, nor an earlier attempt's indicator
+        // on its way to the disk.
+        let idle = |v: &crate::volume::Volume| v.log_is_idle() && v.meta.is_idle();
+        if waiting || !drained || !self.volumes.iter().all(idle) {
             return;
         }
         if self.fences_after_all(force) {
@@ -329,6 +336,7 @@ impl Resource {
             // Nobody is left who could wait for a copy.
             self.fail_suspended("this node is demoted");
         }
+        self.end_quiet();
         self.role_change = Some(RoleChange {
             command: id,
             step: Step::Draining,
@@ -394,7 +402,7 @@ impl Resource {
                     .collect();
                 let left = flushed.len();
                 for v in flushed {
-                    let op = self.new_op(Op::DemoteFlush);
+                    let op = self.new_op(Op::DemoteFlush(v));
                     self.out.push(Output::DiskFlush {
                         op,
                         volume: self.volumes[v].id,
@@ -433,11 +441,9 @@ impl Resource {
     }
 
     /// A flush of the demotion ended.
-    pub(crate) fn demote_flushed(&mut self, result: Result<(), i32>) {
+    pub(crate) fn demote_flushed(&mut self, v: usize, result: Result<(), i32>) {
         if let Err(errno) = result {
-            for v in 0..self.volumes.len() {
-                self.disk_failed(v, errno, "a flush");
-            }
+            self.disk_failed(v, errno, "a flush");
         }
         if let Some(RoleChange {
             step: Step::Flushing { left },
@@ -476,11 +482,29 @@ impl Resource {
         self.evicting = false;
         let commit = result.is_ok();
         if !commit && self.role != Role::Primary {
+            if matches!(change.step, Step::Promoting { .. }) {
+                self.take_promotion_back();
+            }
             self.reign_is_over();
         }
         self.finish_asked(AskedWhat::Promote, commit);
         if let Some(id) = change.command {
             self.done(id, result);
+        }
+    }
+
+    /// Of several volumes some may say Primary on their disk already, or be about to be served from a
+    /// peer: none of that is true any more.
+    fn take_promotion_back(&mut self) {
+        self.end_remote();
+        for v in 0..self.volumes.len() {
+            if !self.volumes[v].has_disk() {
+                continue;
+            }
+            self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
+            self.volumes[v].generations.set_primary_bit(false);
+            self.remember_role_everywhere(v, Role::Secondary);
+            self.commit(v, true, None);
         }
     }
 

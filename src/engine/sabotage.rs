@@ -82,11 +82,13 @@ pub enum Mistake {
     KeepOutdatedMark,
     /// A peer is fenced for a copy that was asleep while that peer may have gone on.
     FenceForSlept,
+    /// A copy that is about to be brought up to date passes for current until it is overwritten.
+    CurrentUntilOverwritten,
 }
 
 impl Mistake {
     /// Those that two nodes notice.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::AckBeforePeer,
         Self::ForgetLogOnDisconnect,
         Self::NoOverlapLock,
@@ -117,6 +119,7 @@ impl Mistake {
         Self::ThawUnfenced,
         Self::KeepOutdatedMark,
         Self::FenceForSlept,
+        Self::CurrentUntilOverwritten,
     ];
 
     /// Those that only three and more nodes can notice.

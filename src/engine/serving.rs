@@ -6,6 +6,8 @@
 //!   flag SERVED;
 //! * every write of it is marked for it: before it is written, and again when it begins, for a resync
 //!   may have read the block in between. A block of the resync that a write has overtaken stays marked;
+//! * a resync of the Primary's copy does not end between its question and the answer: what clients write
+//!   when they have that would be missing on a copy that is taken for whole;
 //! * the marks are in memory: should this node crash while the flag is on its disk, every block is
 //!   marked when it comes back.
 
@@ -71,6 +73,7 @@ impl Resource {
         }
         self.set_flags(v, MdFlags::WAS_UP_TO_DATE, true);
         self.set_peer_flag(v, node, PeerFlags::SERVED, true);
+        self.peers[p].volumes[v].will_serve = true;
         self.commit(v, true, Some(Waiter::Serves(node, link)));
     }
 
@@ -82,6 +85,7 @@ impl Resource {
     /// The generation is on the disk.
     pub(crate) fn serves(&mut self, p: usize, v: usize) {
         self.peers[p].volumes[v].serves = true;
+        self.peers[p].volumes[v].will_serve = false;
         // It relies on this very generation: should this node be promoted, it begins another.
         self.peers[p].volumes[v].lacks_current = false;
         if self.volumes[v].disk != DiskState::UpToDate {
@@ -100,6 +104,7 @@ impl Resource {
     pub(crate) fn serve_no_more(&mut self, p: usize, v: usize) {
         let node = self.peers[p].node;
         self.peers[p].volumes[v].serves = false;
+        self.peers[p].volumes[v].will_serve = false;
         if self.peer_flags(v, node).contains(PeerFlags::SERVED) {
             self.set_peer_flag(v, node, PeerFlags::SERVED, false);
             self.commit(v, true, None);
@@ -234,7 +239,9 @@ impl Resource {
         if let Some(buf) = buf {
             self.out.push(Output::ReleaseBuf(buf));
         }
-        if let Err(errno) = result {
+        if let Err(errno) = result
+            && !self.served_read_fails(read.volume, errno, (read.offset, read.size))
+        {
             self.disk_failed(read.volume, errno, "a read for the peer");
         }
     }

@@ -170,6 +170,10 @@ pub struct VolumeStatus {
     pub lineage: u64,
     /// Activity log.
     pub activity: Activity,
+    /// Errors of the disk that clients were given while it stayed in use (`on-io-error = "pass-on"`).
+    pub errors_passed_on: u64,
+    /// The disk is attached again by itself in so many seconds.
+    pub attach_in: Option<u64>,
 }
 
 /// The resource.

@@ -10,6 +10,7 @@ use crate::meta_writer::MetaWriter;
 use crate::metadata::layout::Layout;
 use crate::metadata::superblock::Superblock;
 use crate::overlap::OverlapLock;
+use crate::pass_on::Again;
 use crate::peer_request::PeerRequestKey;
 use crate::request::RequestKey;
 use crate::resize::Measuring;
@@ -139,6 +140,8 @@ pub(crate) struct Volume {
     pub(crate) detach_written: bool,
     /// The disk was attached while the resource was in use.
     pub(crate) anew: bool,
+    /// Whether a disk that failed comes back by itself.
+    pub(crate) again: Again,
     /// In this life this copy was the current one, and nothing is known to be newer since.
     pub(crate) was_current: bool,
 }
@@ -173,6 +176,7 @@ impl Volume {
             detaching: None,
             detach_written: false,
             anew: false,
+            again: Again::default(),
             was_current: false,
         }
     }

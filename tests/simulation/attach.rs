@@ -4,7 +4,7 @@
 use crate::rng::Rng;
 use crate::world::World;
 use twinblk_engine::command::Command;
-use twinblk_engine::config::OnNoData;
+use twinblk_engine::config::{OnIoError, OnNoData};
 use twinblk_engine::event::{DiskState, Role};
 use twinblk_engine::input::Input;
 
@@ -16,6 +16,8 @@ pub struct DisklessPlan {
     pub attach: u64,
     /// `on-no-data-accessible`.
     pub on_no_data: OnNoData,
+    /// `on-io-error`.
+    pub on_io_error: OnIoError,
 }
 
 impl DisklessPlan {
@@ -25,6 +27,12 @@ impl DisklessPlan {
         Self {
             attach: rng.pick(&[0, 0, 300, 800]),
             on_no_data: rng.pick(&[OnNoData::IoError, OnNoData::SuspendIo]),
+            on_io_error: rng.pick(&[
+                OnIoError::Detach,
+                OnIoError::Detach,
+                OnIoError::CallLocalIoError,
+                OnIoError::PassOn,
+            ]),
         }
     }
 }
@@ -52,6 +60,23 @@ impl World {
             .line(self.now, || format!("{n}: a disk is attached"));
         self.resyncs = 0;
         self.nodes[n].faults = crate::node::DiskFaults::default();
+        self.open_again(n);
+    }
+
+    /// An engine attaches a disk again that has failed, which nobody has mended.
+    pub(crate) fn attach_again(&mut self, n: usize) {
+        self.trace.count("attached by itself");
+        self.trace
+            .line(self.now, || format!("{n}: the disk is attached again"));
+        let volume = crate::node::VOLUME;
+        if self.nodes[n].faults.dead {
+            let reason = "no such device".to_owned();
+            return self.feed(n, Input::AttachFailed { volume, reason });
+        }
+        self.open_again(n);
+    }
+
+    fn open_again(&mut self, n: usize) {
         match self.nodes[n].recover() {
             Ok(recovered) => {
                 let input = Input::Attached {

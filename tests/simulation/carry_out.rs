@@ -108,6 +108,10 @@ impl World {
             }
             Output::Reply { tag, result } => self.replied(n, tag, result, None),
             Output::ReplyWith { tag, buf } => self.replied(n, tag, Ok(()), Some(buf.0)),
+            Output::AttachDisk { .. } => {
+                let life = self.nodes[n].life;
+                self.after(MS, Due::AttachAgain(n, life));
+            }
             Output::CloseDisk { .. } => {
                 let node = &self.nodes[n];
                 if !node.ops.is_empty() {
@@ -184,6 +188,7 @@ impl World {
                 trace.mix(13);
             }
             Output::CloseDisk { .. } => trace.mix(14),
+            Output::AttachDisk { .. } => trace.mix(16),
             Output::Event(event) => trace.mix_bytes(event.cause.as_bytes()),
             Output::CommandDone { id, result } => {
                 trace.mix(id.0);

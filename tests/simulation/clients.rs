@@ -8,8 +8,8 @@ use crate::rng::Rng;
 use crate::world::{Due, World};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use twinblk_engine::config::Protocol;
-use twinblk_engine::event::{DiskState, Role};
+use twinblk_engine::config::{OnIoError, Protocol};
+use twinblk_engine::event::{DiskState, ReplState, Role};
 use twinblk_engine::ids::{BufId, ClientId, ReqTag};
 use twinblk_engine::input::{ClientRequest, Input, RequestKind};
 use twinblk_engine::output::ReplyError;
@@ -393,6 +393,16 @@ impl World {
         let serves = node.role == Role::Primary && node.disk_state == DiskState::UpToDate;
         // `secondary --force`, and what a demotion finds left behind when its peer is lost.
         let given_up = error.text.contains("given up");
+        let passes_on = self.plan.diskless.on_io_error == OnIoError::PassOn;
+        let mirrored = (0..self.plan.nodes).any(|m| {
+            let state = node.replication[m].0;
+            let mirrors = state == ReplState::Established
+                || matches!(state, ReplState::VerifyS | ReplState::VerifyT);
+            m != n && mirrors && node.peer_disk[m] == DiskState::UpToDate
+        });
+        if passes_on && error.text.contains("failed to") && !mirrored && serves {
+            return self.trace.count("an error was passed on");
+        }
         if serves && !stops && !given_up {
             let text = format!("{} answers {error:?} although it serves", name(n));
             self.violate("errors_have_a_cause", text);

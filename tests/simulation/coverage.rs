@@ -66,8 +66,10 @@ const ORDERS: [&str; 12] = [
 ];
 
 /// What a Primary without a disk and orders about disks bring about, with two nodes.
-const DISKLESS: [&str; 9] = [
+const DISKLESS: [&str; 11] = [
     "attach",
+    "attached by itself",
+    "an error was passed on",
     "order detach done",
     "order detach refused",
     "order detach --force done",

@@ -343,6 +343,7 @@ pub fn options(plan: &Plan) -> Options {
         resync_max_rate: plan.resync_rate,
         al_extents: plan.al_extents,
         on_no_data: plan.diskless.on_no_data,
+        on_io_error: plan.diskless.on_io_error,
         policies: plan.policies,
         save_discarded: plan.save_discarded,
         fencing: plan.fence.fencing,

@@ -5,7 +5,8 @@
 use crate::attach::DisklessPlan;
 use crate::handlers::FencePlan;
 use crate::rng::Rng;
-use twinblk_engine::config::{OnNoData, Protocol};
+use twinblk_engine::config::{OnIoError, OnNoData, Protocol};
+use twinblk_engine::fencing::Fencing;
 use twinblk_engine::split_brain::Policies;
 
 /// Nanoseconds in a millisecond.
@@ -205,7 +206,21 @@ impl Plan {
             without: Vec::new(),
             most: u64::MAX,
         };
-        plan.on(nodes)
+        plan.with_disks_that_fail_under_fencing().on(nodes)
+    }
+
+    /// Of the seeds with a fencing policy half have disks that fail and come back, too: what waits for a
+    /// peer and what waits for a disk meet.
+    fn with_disks_that_fail_under_fencing(mut self) -> Self {
+        let mut rng = Rng::stream(self.seed, 26);
+        if self.fence.fencing == Fencing::DontCare || rng.per_mille(500) {
+            return self;
+        }
+        let disk = [Fault::ReadError, Fault::WriteError, Fault::MetaError];
+        self.faults.push(rng.pick(&disk));
+        self.faults.push(rng.pick(&[Fault::Cut, Fault::Partition]));
+        self.diskless.attach = rng.pick(&[300, 800]);
+        self
     }
 
     /// The same on so many nodes.
@@ -254,6 +269,7 @@ impl Plan {
             diskless: DisklessPlan {
                 attach: 0,
                 on_no_data: OnNoData::IoError,
+                on_io_error: OnIoError::Detach,
             },
             fence: FencePlan::none(),
             auto_promotes: false,

@@ -44,6 +44,8 @@ pub enum Due {
     Disturb,
     /// A machine loses power: node, life.
     PowerCut(usize, u64),
+    /// A disk is attached again by itself: node, life.
+    AttachAgain(usize, u64),
     /// A reconnect storm strikes: lower node, higher node.
     Storm(usize, usize),
     /// A direction is open again: lower node, higher node, sender's side.
@@ -251,6 +253,11 @@ impl World {
             Due::PowerCut(n, life) => {
                 if self.nodes[n].life == life {
                     self.kill(n, true);
+                }
+            }
+            Due::AttachAgain(n, life) => {
+                if self.nodes[n].life == life && !self.nodes[n].stopped {
+                    self.attach_again(n);
                 }
             }
             Due::Storm(a, b) => self.reset(a, b, [true; 2]),

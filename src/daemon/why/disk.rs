@@ -7,7 +7,7 @@ use twinblk_engine::states::{DISKS, meaning};
 use twinblk_engine::status::{PeerStatus, PeerVolumeStatus, VolumeStatus};
 
 pub(super) fn findings(p: &Picture<'_>) -> Vec<Finding> {
-    let doubtful = |v: &&VolumeStatus| v.disk != DiskState::UpToDate;
+    let doubtful = |v: &&VolumeStatus| v.disk != DiskState::UpToDate || v.errors_passed_on > 0;
     p.status
         .volumes
         .iter()
@@ -88,6 +88,13 @@ fn current_peer<'a>(p: &'a Picture<'_>, v: &VolumeStatus) -> Option<&'a PeerStat
 }
 
 fn risk(p: &Picture<'_>, v: &VolumeStatus) -> String {
+    if v.disk == DiskState::UpToDate {
+        return format!(
+            "this disk cannot read or write all of its blocks: {} error(s) were given to clients, and no \
+             other current copy can be reached",
+            v.errors_passed_on
+        );
+    }
     if v.disk == DiskState::Attaching {
         return "none: it lasts a moment".to_string();
     }
@@ -118,6 +125,9 @@ fn next(p: &Picture<'_>, v: &VolumeStatus) -> String {
     let connected = |peer: &&PeerStatus| peer.connection == ConnState::Connected;
     let trying = |peer: &&PeerStatus| peer.connection == ConnState::Connecting;
     match v.disk {
+        DiskState::UpToDate => "nothing: it stays in use, and answers such errors to clients until a \
+                                peer has a current copy"
+            .to_string(),
         DiskState::Attaching | DiskState::Detaching => {
             "it goes on when the disk has answered".to_string()
         }
@@ -126,6 +136,10 @@ fn next(p: &Picture<'_>, v: &VolumeStatus) -> String {
              somebody attaches it"
                 .to_string()
         }
+        DiskState::Diskless if v.attach_in.is_some() => format!(
+            "in {} s the disk is attached again by itself, and what it misses is copied from the peer",
+            v.attach_in.unwrap_or_default()
+        ),
         DiskState::Diskless => {
             "nothing: a disk that is out of use is left alone until somebody attaches it".to_string()
         }
@@ -148,6 +162,11 @@ fn commands(p: &Picture<'_>, v: &VolumeStatus) -> Vec<Suggestion> {
     }
     match v.disk {
         DiskState::Attaching | DiskState::Detaching => {}
+        DiskState::UpToDate => all.push(p.here(
+            "detach --force RES",
+            "takes the disk away, to mend or replace it: clients get errors, or wait, as \
+             `on-no-data-accessible` says",
+        )),
         DiskState::Failed => all.push(p.here(
             "detach --force RES",
             "gives up what is under way on the disk, if it does not answer; a Primary's clients go on \

@@ -9,11 +9,11 @@ use crate::input::RequestKind;
 use std::collections::BTreeMap;
 use twinblk_protocol::control::Protocol;
 
-const BLOCK: u64 = 64 << 10;
+pub(super) const BLOCK: u64 = 64 << 10;
 const PROTOCOLS: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
 
 /// Blocks that were acknowledged, and their values.
-type Acked = BTreeMap<u64, u8>;
+pub(super) type Acked = BTreeMap<u64, u8>;
 
 fn pair(seed: u64, protocol: Protocol, on_no_data: OnNoData) -> Pair {
     let mut pair = Pair::in_sync(seed, protocol);
@@ -27,7 +27,7 @@ fn pair(seed: u64, protocol: Protocol, on_no_data: OnNoData) -> Pair {
 }
 
 /// Writes and reads, some under way together; each must succeed.
-fn load(pair: &mut Pair, acked: &mut Acked, count: u64) {
+pub(super) fn load(pair: &mut Pair, acked: &mut Acked, count: u64) {
     let mut tags: Vec<(u64, u8, u64)> = Vec::new();
     for _ in 0..count {
         let block = pair.rng() % 24;
@@ -59,7 +59,7 @@ fn load(pair: &mut Pair, acked: &mut Acked, count: u64) {
     }
 }
 
-fn expect_kept(pair: &Pair, n: usize, acked: &Acked, seed: u64) {
+pub(super) fn expect_kept(pair: &Pair, n: usize, acked: &Acked, seed: u64) {
     for (&block, &value) in acked {
         let found = pair.content(n)[usize::try_from(block * BLOCK).expect("small")];
         assert_eq!(found, value, "seed {seed}, node {n}: {}", pair.dump());

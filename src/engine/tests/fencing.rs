@@ -481,8 +481,8 @@ fn before_resync_target_may_forbid_the_resync() {
         pair.settle();
         assert_eq!(
             pair.disk(1),
-            DiskState::UpToDate,
-            "nothing has happened to it"
+            DiskState::Outdated,
+            "nothing has happened to it, but it is known to be older"
         );
         let refused = pair
             .order(1, PROMOTE)
@@ -508,7 +508,7 @@ fn before_resync_target_may_forbid_the_resync() {
                 .reason
                 .contains("before-resync-target")
         );
-        assert_eq!(pair.disk(1), DiskState::UpToDate);
+        assert_eq!(pair.disk(1), DiskState::Outdated);
         pair.order(1, CONNECT).expect("it may");
         settle(&mut pair);
         pair.expect_in_sync();

@@ -377,3 +377,36 @@ fn a_file_to_save_to_outlives_a_blip() {
     meet(&mut pair);
     expect_winner(&pair, 0);
 }
+
+/// Both have found that bravo is the older one. Alpha's clients are answered from then on, so bravo is not
+/// promoted any more if alpha is lost, not even when alpha has been switched off for certain: whether or not
+/// the resync has begun.
+#[test]
+fn who_is_about_to_be_brought_up_to_date_is_older() {
+    let mut promoted = 0;
+    for seed in 1..60 {
+        let mut pair = pair(seed, Fencing::ResourceAndStonith);
+        let tags = cut_with_writes(&mut pair);
+        pair.cable = true;
+        // Until they have compared, and no longer than that takes.
+        for _ in 0..pair.rng() % 40 {
+            if !pair.step() {
+                pair.pass_time();
+            }
+        }
+        pair.crash(0);
+        let order = pair.order_async(1, PROMOTE);
+        settle(&mut pair);
+        if is_asked(&pair, 1) {
+            fence(&mut pair, 1, Exited(7));
+        }
+        let wins = pair.nodes[1].answers[&order].is_ok();
+        promoted += u32::from(wins);
+        for (tag, block) in tags.iter().zip(0usize..) {
+            let told = wins && pair.nodes[0].replies.contains_key(tag);
+            let has = pair.content(1)[block * 65536] == 7;
+            assert!(!told || has, "seed {seed}: {}", pair.dump());
+        }
+    }
+    assert!(promoted > 2, "it took over {promoted} times");
+}

@@ -2,6 +2,7 @@
 //! decision table from first bring-up to split brain, each under many seeds that choose the order in
 //! which completions and frames arrive.
 
+mod comes_back;
 mod disk;
 mod disk_errors;
 mod diskless;
@@ -10,6 +11,7 @@ mod fencing;
 mod fencing_orders;
 mod lineage;
 mod pair;
+mod pass_on;
 mod random;
 mod resize;
 mod scenarios;

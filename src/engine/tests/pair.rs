@@ -60,6 +60,8 @@ pub(crate) struct Node {
     pub(crate) hung: Vec<Input>,
     /// How often a disk was closed.
     pub(crate) closed: usize,
+    /// How often the engine wanted its disk attached again, and nobody has done so yet.
+    pub(crate) wants_disk: usize,
 }
 
 /// Operations that fail: after so many good ones, so many bad ones.
@@ -178,6 +180,7 @@ impl Pair {
                 hangs: false,
                 hung: Vec::new(),
                 closed: 0,
+                wants_disk: 0,
             }
         };
         let options = Options {
@@ -499,6 +502,7 @@ impl Pair {
                 assert!(old.is_none(), "a request is answered once");
             }
             Output::CloseDisk { .. } => node.closed += 1,
+            Output::AttachDisk { .. } => node.wants_disk += 1,
             Output::ReleaseBuf(buf) => {
                 assert!(
                     node.bufs.remove(&buf.0).is_some(),

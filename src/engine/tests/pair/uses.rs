@@ -70,6 +70,14 @@ impl Pair {
             .expect("a read's buffer stays the driver's")
     }
 
+    /// What a read has found, if it is answered.
+    pub(crate) fn found(&mut self, n: usize, tag: u64) -> Option<Vec<u8>> {
+        let node = &mut self.nodes[n];
+        let answered = node.replies.get(&tag).is_some_and(Result::is_ok);
+        let buf = node.reads.remove(&tag).filter(|_| answered)?;
+        node.bufs.remove(&buf)
+    }
+
     pub(crate) fn wait_reply(&mut self, n: usize, tag: u64) -> Result<(), ReplyError> {
         for _ in 0..2_000_000 {
             if let Some(result) = self.nodes[n].replies.get(&tag) {

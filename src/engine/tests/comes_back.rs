@@ -1,0 +1,371 @@
+//! What meets a Primary without a disk at a bad moment: a disk that is attached before the peer has
+//! confirmed, handlers under way, fencing, a peer that lacks what was answered.
+
+use super::diskless::{Acked, BLOCK, expect_kept, load};
+use super::fencing::{all_handlers, is_asked, is_frozen};
+use super::pair::{Fault, Pair};
+use crate::command::Command;
+use crate::config::{OnIoError, OnNoData};
+use crate::event::{ConnState, DiskState, Role};
+use crate::fencing::Fencing;
+use crate::handler::{HandlerKind, HandlerResult};
+use crate::input::{Input, RequestKind};
+use crate::suspend::Reason;
+use twinblk_protocol::control::Protocol;
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
+const ONCE: Fault = Fault { after: 0, bad: 1 };
+const DETACH: Command = Command::Detach { force: false };
+
+fn pair(seed: u64) -> Pair {
+    let protocol = PROTOCOLS[usize::try_from(seed % 3).expect("small")];
+    let mut pair = Pair::in_sync(seed, protocol);
+    pair.change_options(|options| options.on_no_data = OnNoData::SuspendIo);
+    pair
+}
+
+fn small(offset: u64) -> usize {
+    usize::try_from(offset).expect("small")
+}
+
+/// Steps until the disk of node 0 is closed, or nothing is left to do.
+fn until_closed(pair: &mut Pair) -> bool {
+    while pair.disk(0) != DiskState::Diskless {
+        if !pair.step() {
+            return false;
+        }
+    }
+    true
+}
+
+/// A disk that is attached the moment it is closed: whatever was under way then, nothing is missing on the
+/// copy that clients are served from.
+#[test]
+fn a_disk_that_comes_back_at_once_lacks_nothing() {
+    let (mut refused, mut met) = (0, 0);
+    for seed in 1..400 {
+        let mut pair = pair(seed);
+        let mut acked = Acked::new();
+        load(&mut pair, &mut acked, 6);
+        pair.settle();
+        let mut tags = Vec::new();
+        for block in 30..36 {
+            tags.push((block, pair.submit_write(0, block * BLOCK, 4096, 7)));
+            for _ in 0..pair.rng() % 6 {
+                pair.step();
+            }
+        }
+        let after = pair.rng() % 4;
+        pair.nodes[0].faults[1] = Some(Fault { after, bad: 1 });
+        if !until_closed(&mut pair) {
+            continue;
+        }
+        met += 1;
+        pair.nodes[0].faults = [None; 3];
+        for _ in 0..pair.rng() % 8 {
+            pair.step();
+        }
+        pair.attach(0);
+        let blips = pair.rng().is_multiple_of(3);
+        for _ in 0..pair.rng() % 20 {
+            pair.step();
+        }
+        if blips {
+            pair.cut();
+            pair.cable = true;
+        }
+        for _ in 0..3 {
+            pair.settle();
+            if pair.disk(0) == DiskState::Diskless {
+                refused += 1;
+                pair.attach(0);
+            }
+        }
+        pair.settle();
+        for (block, tag) in tags {
+            pair.wait_reply(0, tag).expect("it waited");
+            acked.insert(block, 7);
+        }
+        load(&mut pair, &mut acked, 6);
+        pair.settle();
+        pair.expect_in_sync();
+        for n in 0..2 {
+            expect_kept(&pair, n, &acked, seed);
+        }
+    }
+    assert!(met > 100, "met {met} times");
+    assert!(refused > 20, "refused {refused} times");
+}
+
+/// A detached disk may lose what it had in its cache: it gets that again.
+#[test]
+fn a_detached_disk_that_loses_its_cache_gets_it_back() {
+    for seed in 1..120 {
+        let mut pair = pair(seed);
+        let mut acked = Acked::new();
+        load(&mut pair, &mut acked, 14);
+        for block in 30..34 {
+            pair.submit_write(0, block * BLOCK, 4096, 7);
+        }
+        for _ in 0..pair.rng() % 8 {
+            pair.step();
+        }
+        let _ = pair.order(0, DETACH);
+        pair.settle();
+        assert_eq!(pair.disk(0), DiskState::Diskless, "{}", pair.dump());
+        pair.crash(0);
+        pair.start(0);
+        pair.settle();
+        pair.expect_in_sync();
+        expect_kept(&pair, 0, &acked, seed);
+    }
+}
+
+fn with_local_handler(seed: u64) -> Pair {
+    let mut pair = pair(seed);
+    pair.change_options(|options| {
+        options.on_io_error = OnIoError::CallLocalIoError;
+        options.handlers = all_handlers();
+    });
+    end_handlers(&mut pair);
+    pair
+}
+
+fn end_handlers(pair: &mut Pair) {
+    for n in 0..2 {
+        for (id, _) in core::mem::take(&mut pair.nodes[n].handlers) {
+            let result = HandlerResult::Exited(0);
+            pair.feed(n, Input::HandlerDone { id, result });
+        }
+    }
+}
+
+fn runs(pair: &Pair, kind: HandlerKind) -> bool {
+    pair.nodes[0].handlers.iter().any(|&(_, k)| k == kind)
+}
+
+/// While `local-io-error` runs nobody is told: no client gets an error, and no disk comes back.
+#[test]
+fn while_the_handler_runs_nothing_is_decided() {
+    for seed in 1..60 {
+        let mut pair = with_local_handler(seed);
+        let mut acked = Acked::new();
+        load(&mut pair, &mut acked, 6);
+        pair.settle();
+        pair.nodes[0].faults[1] = Some(ONCE);
+        let (&block, &value) = acked.iter().next().expect("there is one");
+        let read = pair.submit(0, RequestKind::Read, block * BLOCK, &[0; 4096], 4096, false);
+        let write = pair.submit_write(0, 40 * BLOCK, 4096, 9);
+        pair.settle();
+        assert!(runs(&pair, HandlerKind::LocalIoError), "{}", pair.dump());
+        assert!(
+            !pair.nodes[0].replies.contains_key(&read),
+            "{}",
+            pair.dump()
+        );
+        // It may have ended before the read was known to have failed.
+        let failed = pair.nodes[0]
+            .replies
+            .get(&write)
+            .is_some_and(Result::is_err);
+        assert!(!failed, "{}", pair.dump());
+        assert_eq!(pair.disk(0), DiskState::Diskless, "{}", pair.dump());
+        pair.attach(0);
+        pair.settle();
+        assert_eq!(pair.disk(0), DiskState::Diskless, "it was refused");
+        end_handlers(&mut pair);
+        pair.wait_reply(0, read).expect("the peer has it");
+        pair.wait_reply(0, write).expect("the peer has it");
+        assert_eq!(pair.read(0, block * BLOCK, 4096), vec![value; 4096]);
+        acked.insert(40, 9);
+        pair.settle();
+        pair.attach(0);
+        pair.settle();
+        end_handlers(&mut pair);
+        pair.settle();
+        pair.expect_in_sync();
+        expect_kept(&pair, 0, &acked, seed);
+    }
+}
+
+fn fencing(seed: u64) -> Pair {
+    let mut pair = pair(seed);
+    pair.change_options(|options| {
+        options.fencing = Fencing::ResourceAndStonith;
+        options.handlers = all_handlers();
+    });
+    end_handlers(&mut pair);
+    pair
+}
+
+/// The only current copy is not fenced by the Primary it serves; and it serves again when the link is back,
+/// whatever it thinks of itself meanwhile.
+#[test]
+fn the_copy_that_serves_is_not_fenced_and_serves_again() {
+    for seed in 1..60 {
+        let mut pair = fencing(seed);
+        let mut acked = Acked::new();
+        load(&mut pair, &mut acked, 6);
+        pair.settle();
+        pair.order(0, DETACH).expect("the peer serves");
+        load(&mut pair, &mut acked, 6);
+        pair.cut();
+        pair.settle();
+        assert!(!is_asked(&pair, 0), "{}", pair.dump());
+        assert!(!is_frozen(&pair, 0), "{}", pair.dump());
+        assert!(pair.status(0).suspended_for.has(Reason::NoData));
+        assert_eq!(pair.disk(1), DiskState::Consistent, "{}", pair.dump());
+        pair.cable = true;
+        load(&mut pair, &mut acked, 6);
+        assert!(!pair.status(0).suspended_for.any(), "{}", pair.dump());
+        expect_kept(&pair, 1, &acked, seed);
+    }
+}
+
+/// A flush that a disk could not carry out is told: the next one would find nothing to complain about.
+#[test]
+fn a_failed_flush_of_the_only_copy_is_told() {
+    let mut pair = pair(1);
+    pair.cut();
+    pair.write(0, BLOCK, 4096, 3);
+    pair.settle();
+    pair.nodes[0].faults[1] = Some(ONCE);
+    let tag = pair.submit(0, RequestKind::Flush, 0, &[], 0, false);
+    pair.settle();
+    let answer = pair.nodes[0].replies.get(&tag).expect("it is answered");
+    assert!(answer.is_err(), "{answer:?}");
+    assert_eq!(pair.disk(0), DiskState::Diskless, "{}", pair.dump());
+    assert!(pair.status(0).suspended_for.has(Reason::NoData));
+}
+
+/// The peer is lost with writes that were answered and never arrived; before it is fenced, or a new
+/// generation begins, the own disk fails. When the peer is back it is not served: it lacks them.
+#[test]
+fn a_peer_that_lacks_what_was_answered_is_not_served() {
+    let mut lacked = 0;
+    for seed in 1..240 {
+        let mut pair = if seed % 2 == 0 {
+            fencing(seed / 2)
+        } else {
+            pair(seed / 2)
+        };
+        // The peer itself doubts nothing.
+        let mut careless = Box::new(pair.options.clone());
+        careless.fencing = Fencing::DontCare;
+        pair.order(1, Command::SetOptions(careless))
+            .expect("options are taken over");
+        let mut acked = Acked::new();
+        load(&mut pair, &mut acked, 6);
+        pair.settle();
+        let mut tags = Vec::new();
+        for block in 30..36 {
+            tags.push((block, pair.submit_write(0, block * BLOCK, 4096, 7)));
+            for _ in 0..pair.rng() % 12 {
+                pair.step();
+            }
+        }
+        // The own disk fails while they are under way, or when the new generation is written.
+        let kind = usize::from(pair.rng().is_multiple_of(2));
+        pair.nodes[0].faults[kind] = Some(ONCE);
+        if kind == 1 {
+            let (block, _) = tags[0];
+            pair.submit_write(0, block * BLOCK, 4096, 7);
+        }
+        // Under C: what was confirmed is in the peer's cache only.
+        if pair.rng().is_multiple_of(2) {
+            pair.crash(1);
+            pair.start(1);
+        } else {
+            pair.cut();
+        }
+        pair.cable = false;
+        for _ in 0..pair.rng() % 20 {
+            pair.step();
+        }
+        pair.nodes[0].faults = [None; 3];
+        tags.retain(|(_, tag)| pair.nodes[0].replies.contains_key(tag));
+        pair.cable = true;
+        pair.settle();
+        if pair.disk(0) != DiskState::Diskless {
+            continue;
+        }
+        lacked += u32::from(
+            tags.iter()
+                .any(|&(b, _)| pair.content(1)[small(b * BLOCK)] != 7),
+        );
+        let read = |pair: &mut Pair, block: u64| {
+            let tag = pair.submit(0, RequestKind::Read, block * BLOCK, &[0; 4096], 4096, false);
+            pair.settle();
+            pair.found(0, tag).map(|found| found[0])
+        };
+        for &(block, _) in &tags {
+            let found = read(&mut pair, block);
+            assert!(matches!(found, None | Some(7)), "seed {seed}: {found:?}");
+        }
+        // The own disk has it all.
+        pair.attach(0);
+        pair.settle();
+        assert_eq!(pair.role(0), Role::Primary);
+        if pair.connection(0) == ConnState::StandAlone {
+            // A generation had begun that the peer does not have: refused, and told so.
+            for n in 0..2 {
+                let connect = Command::Connect {
+                    peer: None,
+                    discard_my_data: false,
+                    dry_run: false,
+                };
+                pair.order(n, connect).expect("it may");
+            }
+            pair.settle();
+        }
+        for _ in 0..3 {
+            end_handlers(&mut pair);
+            pair.settle();
+        }
+        for (block, _) in tags {
+            acked.insert(block, 7);
+        }
+        expect_kept(&pair, 0, &acked, seed);
+        pair.expect_in_sync();
+    }
+    assert!(lacked > 10, "it lacked something {lacked} times");
+}
+
+/// A promotion without a disk that comes to nothing leaves nothing behind: not the role, and no copy that
+/// is served.
+#[test]
+fn a_promotion_without_a_disk_that_fails_leaves_nothing_behind() {
+    let mut failed = 0;
+    for seed in 1..80 {
+        let mut pair = pair(seed);
+        pair.order(0, Command::Secondary).expect("nobody holds it");
+        pair.order(0, DETACH).expect("nobody needs it");
+        pair.settle();
+        let order = pair.order_async(0, Command::Primary { force: false });
+        for _ in 0..pair.rng() % 12 {
+            pair.step();
+        }
+        pair.cut();
+        pair.settle();
+        let answer = pair.nodes[0].answers[&order].clone();
+        if answer.is_ok() {
+            continue;
+        }
+        failed += 1;
+        assert_eq!(pair.role(0), Role::Secondary);
+        assert!(!pair.status(0).suspended_for.any());
+        assert!(
+            pair.nodes[0]
+                .engine
+                .as_ref()
+                .is_some_and(|e| !e.is_remote())
+        );
+        pair.cable = true;
+        pair.attach(0);
+        pair.settle();
+        pair.expect_in_sync();
+        pair.order(0, Command::Primary { force: false })
+            .expect("now it can be");
+    }
+    assert!(failed > 20, "failed {failed} times");
+}
