@@ -28,6 +28,8 @@ pub struct Plan {
     pub more: String,
     /// Export over TCP as well.
     pub tcp_export: bool,
+    /// Metadata in files of their own.
+    pub external_meta: bool,
 }
 
 impl Plan {
@@ -40,6 +42,7 @@ impl Plan {
             net: "connect-int = 1\n".into(),
             more: String::new(),
             tcp_export: false,
+            external_meta: false,
         }
     }
 
@@ -60,6 +63,10 @@ pub struct Stage {
     addresses: [String; 2],
     tcp_port: u16,
     directory: tempfile::TempDir,
+}
+
+fn meta_of(node: &Node) -> PathBuf {
+    node.disk.with_extension("md")
 }
 
 impl Stage {
@@ -100,6 +107,10 @@ impl Stage {
         for (node, size) in stage.nodes.iter().zip(stage.plan.sizes) {
             let file = std::fs::File::create(&node.disk).expect("a disk file");
             file.set_len(size).expect("its size");
+            if stage.plan.external_meta {
+                let file = std::fs::File::create(meta_of(node)).expect("a metadata file");
+                file.set_len(2 * MIB).expect("its size");
+            }
         }
         std::fs::create_dir(stage.config_dir()).expect("a directory");
         stage.configure(&stage.config_text());
@@ -186,9 +197,13 @@ impl Stage {
             if self.plan.tcp_export {
                 write!(export, ", \"tcp:{}\"", self.tcp_export(id)).expect("a string grows");
             }
+            let meta = match self.plan.external_meta {
+                true => meta_of(node).display().to_string(),
+                false => "internal".to_owned(),
+            };
             write!(
                 text,
-                "\n[node.{}]\nid = {id}\naddress = \"{}\"\ndisk = \"{}\"\nmeta-disk = \"internal\"\n\
+                "\n[node.{}]\nid = {id}\naddress = \"{}\"\ndisk = \"{}\"\nmeta-disk = \"{meta}\"\n\
                  export = [{export}]\n",
                 node.name,
                 self.address(id),

@@ -72,3 +72,69 @@ fn disks_are_detached_and_attached_under_load() {
         history.lock().unwrap().judge_blocks(&content);
     });
 }
+
+fn passing_on(mut plan: Plan) -> Plan {
+    plan.more = "[disk]\non-io-error = \"pass-on\"\n".into();
+    plan
+}
+
+/// No `attach` is ordered.
+#[test]
+fn with_pass_on_a_disk_that_failed_comes_back_by_itself() {
+    each_seed(|seed| {
+        let mut rng = Rng(seed);
+        let mut stage = Stage::in_sync(passing_on(Plan::seeded(seed)));
+        let size = stage.nodes[0].data_size();
+        let history = History::new(seed, size);
+        let load = Load::start(&stage.nodes[0].export, &history, seed, 8);
+        wait_for_writes(&history, 50 + rng.below(200) as usize);
+        break_writes(stage.nodes[0].pid(), Some(1 << 20));
+        let told = stage.nodes[0].wait("its disk is out of use", disk_is("Diskless"));
+        assert!(told["volumes"][0]["attach_in_seconds"].is_u64(), "{told:#}");
+        let why = stage.nodes[0].ok(&["why", "r0"]);
+        assert!(why.contains("attached again by itself"), "{why}");
+        break_writes(stage.nodes[0].pid(), None);
+        stage.wait_in_sync();
+        wait_for_writes(&history, 50);
+        load.finish();
+        stage.wait_in_sync();
+        assert!(!suspended_or_failed(&stage.nodes[0].log_text()));
+        let content = stage.stop_and_compare();
+        history.lock().unwrap().judge_blocks(&content);
+    });
+}
+
+/// Metadata can be written, and some data cannot.
+#[test]
+fn with_pass_on_a_bad_block_of_the_only_copy_costs_one_answer() {
+    let mut plan = passing_on(Plan::new("C"));
+    plan.external_meta = true;
+    let mut stage = Stage::in_sync(plan);
+    stage.nodes[1].ok(&["down", "r0"]);
+    let mut client = Client::unix(&stage.nodes[0].export).expect("it serves");
+    let block = vec![7; 65536];
+    client.write(0, &block).expect("the disk is well");
+    break_writes(stage.nodes[0].pid(), Some(8 << 20));
+    let error = client.write(16 << 20, &block).expect_err("it failed");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    client.write(65536, &block).expect("elsewhere it works");
+    assert_eq!(client.read(0, 65536).expect("it reads"), block);
+    let status = stage.nodes[0].status();
+    assert_eq!(status["volumes"][0]["disk"], "UpToDate");
+    assert_eq!(status["volumes"][0]["errors_passed_on"], 1);
+    let text = stage.nodes[0].ok(&["status", "r0"]);
+    assert!(
+        text.contains("1 I/O error(s) were given to clients"),
+        "{text}"
+    );
+    let why = stage.nodes[0].ok(&["why", "r0"]);
+    assert!(
+        why.contains("cannot read or write all of its blocks"),
+        "{why}"
+    );
+    break_writes(stage.nodes[0].pid(), None);
+    client.disconnect();
+    stage.nodes[1].ok(&["up", "r0"]);
+    stage.wait_in_sync();
+    stage.stop_and_compare();
+}
