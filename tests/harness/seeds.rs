@@ -30,12 +30,19 @@ impl Rng {
     }
 }
 
-/// How often each story is told, each time with another seed.
-pub const ROUNDS: u64 = 20;
+/// How often each story is told, each time with another seed: `TWINBLK_ROUNDS`, or 12.
+pub fn rounds() -> u64 {
+    std::env::var("TWINBLK_ROUNDS").map_or(12, |text| text.parse().expect("a number"))
+}
 
-/// Runs `story` with [`ROUNDS`] seeds, or the one in `TWINBLK_SEED`. A panic names the seed.
+/// Runs `story` with [`rounds`] seeds, or the one in `TWINBLK_SEED`. A panic names the seed.
 pub fn each_seed(story: impl Fn(u64)) {
-    for seed in seeds(ROUNDS) {
+    some_seeds(rounds(), story);
+}
+
+/// The same with so many seeds: a story that waits for a clock.
+pub fn some_seeds(rounds: u64, story: impl Fn(u64)) {
+    for seed in seeds(rounds) {
         one_seed(seed, &story);
     }
 }

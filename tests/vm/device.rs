@@ -97,7 +97,18 @@ fn the_device_comes_with_the_role_and_goes_with_it() {
     let alpha = &mut pair.machines[0];
     alpha.ok("twinblk primary r0 && mount -t ext4 /dev/nbd0 /mnt && [ ! -e /mnt/still-there ]");
 
-    // By force, whoever holds it gets errors, and nothing is left over.
+    // By force, whoever holds it gets errors, at once; nothing is left over, and nothing is written later.
+    alpha.ok("twinblk secondary --force r0");
+    assert_eq!(alpha.ok("twinblk role r0").trim(), "Secondary");
+    let late = "dd if=/dev/urandom of=/mnt/late bs=64k count=1 conv=fsync";
+    assert_ne!(alpha.run(late).code, 0, "the device has given up");
+    alpha.run("umount /mnt");
+    let bravo = &mut pair.machines[1];
+    bravo.ok("twinblk primary r0; e2fsck -f -y /dev/nbd0 >/dev/null || [ $? = 1 ]");
+    bravo.ok("mount -t ext4 /dev/nbd0 /mnt && [ ! -s /mnt/late ] && umount /mnt");
+    bravo.ok("twinblk secondary r0");
+    let alpha = &mut pair.machines[0];
+    alpha.ok("twinblk primary r0 && mount -t ext4 /dev/nbd0 /mnt");
     alpha.ok("twinblk down --force r0");
     alpha.run("dd if=/dev/urandom of=/mnt/other bs=64k count=1 conv=fsync; umount /mnt");
     alpha.ok("twinblk up r0");

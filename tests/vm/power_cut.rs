@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// Cuts, unless `TWINBLK_VM_CUTS` says how many.
-const CUTS: u64 = 4;
+const CUTS: u64 = 2;
 
 struct Story {
     pair: Pair,
