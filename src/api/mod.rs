@@ -131,6 +131,9 @@ pub(crate) struct VolumeStatus {
     /// Errors of the disk that clients were given while it stayed in use, since it was attached.
     #[serde(default)]
     pub(crate) errors_passed_on: u64,
+    /// Clients are served from the copy of the peer of this name; `null`: from this disk, or not at all.
+    #[serde(default)]
+    pub(crate) served_by: Option<String>,
     /// The disk failed and is attached again by itself in so many seconds; `null`: it is not.
     #[serde(default)]
     pub(crate) attach_in_seconds: Option<u64>,

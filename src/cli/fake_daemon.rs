@@ -38,6 +38,7 @@ pub(super) fn resource(name: &str) -> ResourceStatus {
             activity_log: None,
             marked_after_crash: 0,
             errors_passed_on: 0,
+            served_by: None,
             attach_in_seconds: None,
             device: None,
         }],

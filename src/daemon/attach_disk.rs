@@ -59,12 +59,16 @@ impl Supervisor {
 /// meanwhile, this one comes to nothing.
 pub(super) async fn again(running: Arc<Running>, volume: VolumeId) {
     let config = lock(&running.config).clone();
+    // Who takes the resource down waits until the disk is not held by this any more.
+    let _opening = running.opening.lock().await;
+    if running.ended.borrow().is_some() {
+        return;
+    }
     let message = match volumes::open_some(&config, &[volume]).await {
         Ok(mut opened) => match opened.pop() {
             Some(opened) => {
                 running.attaches_again(&[volume]);
-                let (sender, _) = oneshot::channel();
-                ToLoop::Attach(Box::new(opened), sender)
+                ToLoop::AttachAgain(Box::new(opened))
             }
             None => ToLoop::AttachFailed(volume, "it is not configured any more".to_string()),
         },

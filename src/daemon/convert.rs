@@ -72,6 +72,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
                 activity_log: activity_log(&v.activity),
                 marked_after_crash: v.activity.marked_after_crash,
                 errors_passed_on: v.errors_passed_on,
+                served_by: v.served_by,
                 attach_in_seconds: v.attach_in,
                 device: None,
             })

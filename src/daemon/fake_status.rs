@@ -31,6 +31,7 @@ pub(super) fn healthy() -> Status {
             lineage: 0,
             activity: Activity::default(),
             errors_passed_on: 0,
+            served_by: None,
             attach_in: None,
         }],
         peers: vec![PeerStatus {

@@ -62,6 +62,8 @@ pub(crate) struct Running {
     next_order: AtomicU64,
     /// Volumes whose disk has been taken into use, or has failed.
     attached: watch::Sender<BTreeSet<u16>>,
+    /// Held while a disk is opened again by itself.
+    pub(crate) opening: tokio::sync::Mutex<()>,
     pub(crate) saves: Saves,
     last_event: Mutex<String>,
     last_picture: Mutex<Option<(Instant, StatusReply)>>,
@@ -87,6 +89,7 @@ impl Running {
             orders: Mutex::new(BTreeMap::new()),
             next_order: AtomicU64::new(0),
             attached: watch::Sender::new(BTreeSet::new()),
+            opening: tokio::sync::Mutex::default(),
             saves: Saves::default(),
             last_event: Mutex::new(String::new()),
             last_picture: Mutex::new(None),

@@ -355,6 +355,7 @@ impl Supervisor {
                 return Err(e);
             }
         }
+        drop(running.opening.lock().await);
         if let Some(Err(reason)) = &*running.ended.borrow() {
             let reason = format!("{name} is down, but not in order: {reason}");
             return Err(error("other", 10, reason, "look at the daemon's log"));

@@ -47,6 +47,8 @@ pub(crate) enum ToLoop {
     Command(CommandId, Command),
     /// A disk that was opened anew, for a volume that has none; the answer tells whether it has not.
     Attach(Box<super::OpenedVolume>, tokio::sync::oneshot::Sender<bool>),
+    /// The answer to [`FromLoop::AttachDisk`]; closed at once when it is not wanted any more.
+    AttachAgain(Box<super::OpenedVolume>),
     /// A disk that was to be opened again ([`FromLoop::AttachDisk`]) cannot be; why, in words.
     AttachFailed(VolumeId, String),
     /// A handler ended, or could not be run.
@@ -121,7 +123,7 @@ pub(crate) enum FromLoop {
         /// The volume it is about.
         volume: Option<VolumeId>,
     },
-    /// Open the disk of this volume again; the answer is [`ToLoop::Attach`] or [`ToLoop::AttachFailed`].
+    /// Open the disk of this volume again; the answer is [`ToLoop::AttachAgain`] or [`ToLoop::AttachFailed`].
     AttachDisk(VolumeId),
     /// Save these blocks of this disk, which nothing writes to; the answer is
     /// [`ToLoop::DiscardedSaved`]. The descriptor is a copy of the loop's own.

@@ -452,7 +452,7 @@ impl NbdLink {
     /// still has of its requests, which may wait for long. The kernel's own connection counts until it is
     /// `over`: its device may be mounted.
     pub(crate) fn take_gone(&mut self, over: bool) -> Option<ClientId> {
-        let gone = over || self.state == State::Dead && self.kept.is_none();
+        let gone = over || self.state != State::Open && self.kept.is_none();
         self.client.take_if(|_| gone)
     }
 

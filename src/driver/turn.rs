@@ -333,6 +333,12 @@ impl Turn {
                         .add(&mut self.core, self.now, peer, data, control);
                 }
             }
+            ToLoop::AttachAgain(opened) => {
+                let free = self.volumes.iter().all(|io| io.volume != opened.volume);
+                if free && !self.stopped && self.engine.wants_disk(opened.volume) {
+                    self.attach(*opened);
+                }
+            }
             ToLoop::AttachFailed(volume, reason) => {
                 let failed = Input::AttachFailed { volume, reason };
                 self.core.inputs.push_back(failed);

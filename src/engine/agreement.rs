@@ -217,7 +217,11 @@ impl Resource {
                         .is_some_and(|l| l.superblock.flags.contains(MdFlags::CRASHED_SECONDARY)),
                     busy,
                     relies: v.remote.as_ref().map_or(0, |r| r.generation),
-                    relies_next: v.remote.as_ref().map_or(0, |r| r.next),
+                    // Of a generation that may never have begun nothing was told to anybody.
+                    relies_next: v.remote.as_ref().map_or(0, |r| match r.next {
+                        0 => r.before,
+                        next => next,
+                    }),
                 })
                 .collect(),
         }
@@ -461,6 +465,7 @@ impl Resource {
         self.peers[p].forget_told();
         self.fence_met(p);
         self.tell_resolved(p, decisions);
+        let mut out_of_use = false;
         for (v, decision) in decisions.iter().enumerate() {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
@@ -502,6 +507,15 @@ impl Resource {
                     self.set_replication(p, v, ReplState::WFBitMapS, &decision.reason);
                     self.start_sync(p, v, decision);
                 }
+                Direction::Target if self.is_lost(v, params.incarnation) => {
+                    let reason = format!(
+                        "{name} may lack writes that clients were told are done, and would be copied onto \
+                         this disk; attach the disk that was in use, or give those writes up: \
+                         `twinblk secondary --force RES`, then attach this one"
+                    );
+                    self.disk_out_of_use(v, reason, false);
+                    out_of_use = true;
+                }
                 Direction::Target => {
                     self.is_older(p, v, decision);
                     self.set_replication(p, v, ReplState::WFBitMapT, &decision.reason);
@@ -526,6 +540,10 @@ impl Resource {
             self.peers[p].save_to = None;
         }
         self.tell_state();
+        if out_of_use {
+            return self
+                .renegotiate_peer(p, "the attached disk cannot be brought up to date from it");
+        }
         for (v, decision) in decisions.iter().enumerate() {
             // Without a disk there the two were not compared.
             let there = self.peers[p].volumes[v].disk > DiskState::Inconsistent;

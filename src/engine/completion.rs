@@ -30,7 +30,9 @@ impl Resource {
             Err(e) => LocalPart::Failed(e),
         };
         let volume = r.volume;
-        let (flush, range) = (r.kind == RequestKind::Flush, (r.offset, r.len));
+        // A write with FUA ends with a flush on most disks.
+        let flush = r.kind == RequestKind::Flush || r.fua;
+        let range = (r.offset, r.len);
         let lock = if r.rest > 0 && result.is_ok() {
             None
         } else {
@@ -47,7 +49,7 @@ impl Resource {
                 self.release_extents(key);
             }
             if flush {
-                self.disk_failed(volume, e, "a flush");
+                self.disk_failed(volume, e, "a flush, or a write with one,");
             } else {
                 self.write_error(volume, e, range);
             }

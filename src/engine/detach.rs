@@ -15,6 +15,7 @@ use crate::config::OnIoError;
 use crate::event::{DiskState, Role};
 use crate::handler::{HandlerKind, Then};
 use crate::ids::{CommandId, VolumeId};
+use crate::left_behind::Lacks;
 use crate::metadata::superblock::MdFlags;
 use crate::output::Output;
 use crate::remote::Access;
@@ -33,7 +34,7 @@ impl Resource {
     }
 
     /// See [`Self::disk_failed`].
-    fn disk_out_of_use(&mut self, v: usize, reason: String, error: bool) {
+    pub(crate) fn disk_out_of_use(&mut self, v: usize, reason: String, error: bool) {
         if matches!(
             self.volumes[v].disk,
             DiskState::Failed | DiskState::Diskless
@@ -207,6 +208,22 @@ impl Resource {
                 continue;
             }
             let needs = self.role == Role::Primary && volume.is_up_to_date();
+            if let Some(p) = self.server(v).filter(|_| needs)
+                && self.lacks_now(v) == Lacks::Unknown
+            {
+                let peer = &self.peers[p];
+                let text = format!(
+                    "{} is in use from this disk, and the copy of {} is known to differ in {} bytes",
+                    volume.id,
+                    peer.name,
+                    volume.out_of_sync(peer.node)
+                );
+                let way_out = format!(
+                    "make it equal first: `twinblk disconnect {name}`, `twinblk connect {name}`, \
+                     `twinblk wait-sync {name}`; or `twinblk detach --force {name}`"
+                );
+                return self.done(id, Err(refuse(RefusalKind::NoUpToDateData, text, way_out)));
+            }
             if needs && self.server(v).is_none() {
                 let text = format!(
                     "{} is in use from this disk, and no connected peer could serve it instead{}",

@@ -86,6 +86,7 @@ impl Resource {
                 let fencing = self.cfg.options.fencing;
                 self.cfg.options = *options;
                 self.fencing_changed(fencing);
+                self.pass_on_changed();
                 self.done(id, Ok(String::new()));
             }
             Command::Stop { force } => self.order_stop(id, force),

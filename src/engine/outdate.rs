@@ -37,6 +37,10 @@ impl Resource {
     /// Clients of the peer, a Primary without a current disk, rely on a generation that this copy never
     /// had: it lacks what they were told, or may.
     pub(crate) fn note_relied_upon(&mut self, p: usize, decisions: &[Decision]) {
+        if self.role != Role::Secondary || self.role_change.is_some() {
+            // Both have gone on.
+            return;
+        }
         for (v, decision) in decisions.iter().enumerate() {
             let facts = self.peers[p].link.as_ref().and_then(|l| l.facts.as_ref());
             let relies = facts.and_then(|f| f.volumes.get(v)).map_or(0, |f| f.relies);

@@ -16,7 +16,7 @@
 //!   attaches it.
 
 use crate::config::OnIoError;
-use crate::event::{ConnState, DiskState, Role, Severity};
+use crate::event::{ConnState, DiskState, ReplState, Role, Severity};
 use crate::ids::VolumeId;
 use crate::output::Output;
 use crate::resource::Resource;
@@ -35,6 +35,8 @@ const WAITS: [Duration; 3] = [
 const FORGIVEN: Duration = Duration::from_secs(3600);
 /// How often errors that are passed on are told at most.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// When a block that a resync could not read is tried again.
+const TRIED_AGAIN: Duration = Duration::from_secs(10);
 /// Blocks that could not be read, beyond which the rest is not remembered.
 const MOST_UNREADABLE: usize = 1024;
 
@@ -126,23 +128,48 @@ impl Resource {
             if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
                 bitmap.set_bytes(range.0, range.1);
             }
-            // Whoever has this write, or will, is brought to what is here.
-            self.renegotiate_peer(p, "a block could not be written");
+            // Whoever has this write, or will, is brought to what is here: by the resync that runs, or anew.
+            let pv = &self.peers[p].volumes[v];
+            let runs = pv.resync.as_ref().is_some_and(|r| !r.finish_sent());
+            if runs && pv.replication == ReplState::SyncSource {
+                self.overtake(p, v, range.0, range.1);
+            } else if self.peers[p].receives(v) {
+                self.renegotiate_peer(p, "a block could not be written");
+            }
         }
     }
 
-    /// A peer's copy cannot be brought up to date: a block cannot be read. Answers whether clients go on
-    /// here; then the resync has ended.
-    pub(crate) fn resync_source_fails(&mut self, p: usize, v: usize, errno: i32, at: u64) -> bool {
+    /// A block that a resync needs cannot be read here. Answers whether this disk stays in use all the same:
+    /// somebody's clients have no other. `live`: the resync is still wanted.
+    pub(crate) fn resync_read_fails(
+        &mut self,
+        p: usize,
+        v: usize,
+        errno: i32,
+        range: (u64, u64),
+        live: bool,
+    ) -> bool {
+        if self.may_pass_on() && self.is_serving(v) {
+            self.passed_on(v, errno, "a read for the resync", range);
+            let again = self.now + TRIED_AGAIN;
+            if let Some(resync) = self.peers[p].volumes[v].resync.as_mut().filter(|_| live) {
+                resync.block_failed(range.1, again);
+            }
+            return true;
+        }
         if !self.passes_on(v) {
+            self.note_unreadable(v, range);
             return false;
+        }
+        if !live {
+            return true;
         }
         let name = self.peers[p].name.clone();
         let res = self.cfg.name.clone();
         let text = format!(
-            "{} at byte {at} cannot be read (errno {errno}): {name} cannot be brought up to date from \
+            "{} at byte {} cannot be read (errno {errno}): {name} cannot be brought up to date from \
              this disk; write that block anew or replace the disk, then run `twinblk connect {res}`",
-            self.volumes[v].id
+            self.volumes[v].id, range.0
         );
         self.incident(Severity::Error, text.clone());
         self.peers[p].want = false;
@@ -150,11 +177,16 @@ impl Resource {
         true
     }
 
+    /// The clients of a Primary without a disk are served from this copy, or about to be.
+    fn is_serving(&self, v: usize) -> bool {
+        let serves = |p: &crate::peer::Peer| p.volumes[v].serves || p.volumes[v].will_serve;
+        self.peers.iter().any(serves)
+    }
+
     /// A read for the clients of the peer failed. Answers whether the disk stays in use: they have no
     /// other.
     pub(crate) fn served_read_fails(&mut self, v: usize, errno: i32, range: (u64, u64)) -> bool {
-        let serves = self.peers.iter().any(|p| p.volumes[v].serves);
-        let keeps = self.may_pass_on() && serves;
+        let keeps = self.may_pass_on() && self.is_serving(v);
         if keeps {
             self.passed_on(v, errno, "a read for the peer", range);
         } else {
@@ -205,6 +237,30 @@ impl Resource {
     pub(crate) fn not_again(&mut self, v: usize) {
         let again = &mut self.volumes[v].again;
         (again.failed, again.due, again.asked) = (false, None, false);
+    }
+
+    /// Changed options: a disk that is to come back by itself does so no longer.
+    pub(crate) fn pass_on_changed(&mut self) {
+        if self.may_pass_on() {
+            return;
+        }
+        let name = self.cfg.name.clone();
+        for v in &mut self.volumes {
+            if v.again.due.take().is_some() || core::mem::take(&mut v.again.asked) {
+                v.disk_reason = format!(
+                    "the disk failed; `on-io-error` is not \"pass-on\" any more: mend it and run \
+                     `twinblk attach {name}`"
+                );
+            }
+        }
+    }
+
+    /// The disk of this volume is still wanted back as [`Output::AttachDisk`] asked for it: nobody has
+    /// ordered anything else meanwhile.
+    pub fn wants_disk(&self, volume: VolumeId) -> bool {
+        let v = self.volume_index(volume).map(|v| &self.volumes[v]);
+        let down = self.stopping.is_some();
+        v.is_some_and(|v| v.again.asked && v.disk == DiskState::Diskless && !down)
     }
 
     /// Disks that are due are attached.

@@ -1,6 +1,7 @@
 //! Getters: the state for people, and the out-of-sync map for the `twinblk:dirty` NBD context.
 
 use crate::ids::VolumeId;
+use crate::remote::Access;
 use crate::resource::Resource;
 use crate::status::{Activity, PeerStatus, PeerVolumeStatus, Status, VerifyProgress, VolumeStatus};
 use crate::time::Instant;
@@ -27,7 +28,8 @@ impl Resource {
             volumes: self
                 .volumes
                 .iter()
-                .map(|v| VolumeStatus {
+                .enumerate()
+                .map(|(index, v)| VolumeStatus {
                     volume: v.id,
                     disk: v.disk,
                     reason: v.disk_reason.clone(),
@@ -38,6 +40,10 @@ impl Resource {
                     lineage: v.lineage,
                     activity: v.activity_status(),
                     errors_passed_on: v.again.errors(),
+                    served_by: match self.access(index) {
+                        Access::Remote(p) => Some(self.peers[p].name.clone()),
+                        _ => None,
+                    },
                     attach_in: v.again.seconds_left(now),
                 })
                 .collect(),

@@ -49,7 +49,7 @@ pub(crate) struct Remote {
     pub(crate) generation: u64,
     /// That one was on its way to the own disk when it failed, from this one: the disk may have either,
     /// and lacks nothing. 0: it has `generation`.
-    before: u64,
+    pub(crate) before: u64,
     /// It was told to go on as this one, and has not confirmed it; 0: nothing is open.
     pub(crate) next: u64,
     /// It confirmed a generation that the own copy never had.
@@ -166,7 +166,7 @@ impl Resource {
         self.volumes[v].remote = Some(Remote {
             generation,
             before: if unborn { self.volumes[v].bump_from } else { 0 },
-            lost: lacks == Lacks::Unknown,
+            lost: lacks == Lacks::Unknown || unborn,
             incarnation: match lacks {
                 Lacks::WhatACrashTakes(life) => life,
                 Lacks::Unknown | Lacks::Nothing => 0,
@@ -384,6 +384,16 @@ impl Resource {
             .is_some_and(|r| r.handed || r.quiet)
     }
 
+    /// The peer's copy may lack what clients were told is done: it is not served, nor copied onto a disk
+    /// that would then be served. `life`: the peer's.
+    pub(crate) fn is_lost(&mut self, v: usize, life: u64) -> bool {
+        let Some(remote) = &mut self.volumes[v].remote else {
+            return false;
+        };
+        remote.lost |= remote.incarnation != 0 && remote.incarnation != life;
+        remote.lost && !remote.confirmed
+    }
+
     /// Clients of some volume are not served from the own disk.
     pub(crate) fn is_remote(&self) -> bool {
         self.volumes.iter().any(|v| v.remote.is_some())
@@ -489,11 +499,15 @@ impl Resource {
             remote.asked = link;
             remote.lost |= remote.incarnation != 0 && remote.incarnation != life;
             if remote.lost {
-                let name = self.peers[p].name.clone();
+                let (name, unborn) = (self.peers[p].name.clone(), remote.before != 0);
+                let why = match unborn {
+                    true => "a new generation may or may not have reached this node's disk",
+                    false => "it may lack writes that clients were told are done",
+                };
                 let text = format!(
-                    "{name} may lack writes that clients were told are done, made just before this \
-                     node's disk went out of use: it is not served; attach the disk, or give them up \
-                     with `twinblk secondary RES` and go on there"
+                    "{name} is not served: {why} just before this node's disk went out of use; attach \
+                     that disk, or give up what only it has with `twinblk secondary --force RES` here, \
+                     and go on there"
                 );
                 self.incident(Severity::Error, text);
                 self.give_up(v);

@@ -70,6 +70,8 @@ pub(crate) struct Resync {
     /// Bytes out of sync at the start.
     pub(crate) total: u64,
     pub(crate) rate: RateControl,
+    /// A block could not be read: nothing more is until then (source).
+    retry_at: Option<Instant>,
     /// Whether it gets on.
     pub(crate) watch: Watch,
     /// Bytes left at the last checkpoint, and when it was (target).
@@ -77,6 +79,13 @@ pub(crate) struct Resync {
 }
 
 impl Resync {
+    /// A block could not be read, and stays marked; it is tried again (source).
+    pub(crate) fn block_failed(&mut self, len: u64, again: Instant) {
+        self.in_flight = self.in_flight.saturating_sub(len);
+        self.unstable = self.unstable.saturating_sub(1);
+        self.retry_at = Some(again);
+    }
+
     /// The target sends no more writes (source).
     pub(crate) fn hold_writes(&mut self) {
         self.writes_held = true;
@@ -120,6 +129,7 @@ impl Resource {
             total,
             rate: RateControl::new(self.now),
             watch: Watch::new(self.now, total),
+            retry_at: None,
             checkpoint: (total, self.now),
         });
     }
@@ -155,6 +165,10 @@ impl Resource {
         if resync.finish_sent {
             return false;
         }
+        if resync.retry_at.is_some_and(|at| at > self.now) {
+            return false;
+        }
+        resync.retry_at = None;
         let window = resync.rate.window(window, app_busy);
         if resync.in_flight >= window.max(MAX_CHUNK) || unsent > window.max(MAX_CHUNK) {
             return false;
@@ -265,7 +279,8 @@ impl Resource {
             Ok(()) if live => self.send_chunk(&chunk, zero, buf),
             Ok(()) => {}
             Err(errno) => {
-                if !self.resync_source_fails(p, chunk.volume, errno, chunk.offset) {
+                let range = (chunk.offset, chunk.len);
+                if !self.resync_read_fails(p, chunk.volume, errno, range, live) {
                     self.disk_failed(chunk.volume, errno, "a resync read");
                 }
             }
@@ -551,11 +566,8 @@ impl Resource {
             .iter()
             .filter(|v| v.replication == ReplState::SyncSource)
             .filter_map(|v| {
-                v.resync
-                    .as_ref()
-                    .filter(|r| !r.finish_sent)?
-                    .rate
-                    .deadline(cap)
+                let resync = v.resync.as_ref().filter(|r| !r.finish_sent)?;
+                resync.retry_at.or(resync.rate.deadline(cap))
             })
             .min()
     }

@@ -137,13 +137,19 @@ impl Resource {
             return;
         }
         let node = self.peers[p].node;
-        let id = self.volumes[v].id;
         if let Some(bitmap) = self.volumes[v].bitmap_mut(node) {
             bitmap.set_bytes(offset, len);
         }
         if sabotage::is(Mistake::ForgetOvertaken) {
             return;
         }
+        self.overtake(p, v, offset, len);
+    }
+
+    /// What a resync to this peer has under way of these bytes is not what they are any more: their marks
+    /// stay.
+    pub(crate) fn overtake(&mut self, p: usize, v: usize, offset: u64, len: u64) {
+        let id = self.volumes[v].id;
         let meets = |at: u64, n: u64| at < offset + len && offset < at + n;
         for entry in self.peers[p].log.of_volume(id) {
             entry.overtaken |= entry.resync && meets(entry.offset, entry.len);

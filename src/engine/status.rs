@@ -172,6 +172,8 @@ pub struct VolumeStatus {
     pub activity: Activity,
     /// Errors of the disk that clients were given while it stayed in use (`on-io-error = "pass-on"`).
     pub errors_passed_on: u64,
+    /// Clients are served from the copy of the peer of this name.
+    pub served_by: Option<String>,
     /// The disk is attached again by itself in so many seconds.
     pub attach_in: Option<u64>,
 }

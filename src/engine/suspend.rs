@@ -179,8 +179,8 @@ impl Resource {
                     "no current copy of the data can be reached: I/O waits for one",
                 ),
                 way_out: format!(
-                    "connect the peer that has it, or let clients have errors with \
-                     `twinblk secondary --force {}`",
+                    "connect the peer that has it, or attach the disk (`twinblk why {0}` says which), or \
+                     let clients have errors with `twinblk secondary --force {0}`",
                     self.cfg.name
                 ),
             })

@@ -8,7 +8,7 @@ use crate::ids::{CommandId, NodeId, VolumeId};
 use crate::log_writer::{Cold, LogWriter};
 use crate::meta_writer::MetaWriter;
 use crate::metadata::layout::Layout;
-use crate::metadata::superblock::Superblock;
+use crate::metadata::superblock::{MdFlags, Superblock};
 use crate::overlap::OverlapLock;
 use crate::pass_on::Again;
 use crate::peer_request::PeerRequestKey;
@@ -140,6 +140,8 @@ pub(crate) struct Volume {
     pub(crate) detach_written: bool,
     /// The disk was attached while the resource was in use.
     pub(crate) anew: bool,
+    /// What this copy was before a promotion by force that is not through.
+    pub(crate) before_force: Option<(Generations, MdFlags)>,
     /// Whether a disk that failed comes back by itself.
     pub(crate) again: Again,
     /// In this life this copy was the current one, and nothing is known to be newer since.
@@ -176,6 +178,7 @@ impl Volume {
             detaching: None,
             detach_written: false,
             anew: false,
+            before_force: None,
             again: Again::default(),
             was_current: false,
         }

@@ -7,7 +7,9 @@ use twinblk_engine::states::{DISKS, meaning};
 use twinblk_engine::status::{PeerStatus, PeerVolumeStatus, VolumeStatus};
 
 pub(super) fn findings(p: &Picture<'_>) -> Vec<Finding> {
-    let doubtful = |v: &&VolumeStatus| v.disk != DiskState::UpToDate || v.errors_passed_on > 0;
+    let alone = |v: &VolumeStatus| current_peer(p, v).is_none();
+    let doubtful =
+        |v: &&VolumeStatus| v.disk != DiskState::UpToDate || v.errors_passed_on > 0 && alone(v);
     p.status
         .volumes
         .iter()
@@ -99,6 +101,10 @@ fn risk(p: &Picture<'_>, v: &VolumeStatus) -> String {
         return "none: it lasts a moment".to_string();
     }
     match (current_peer(p, v), p.is_primary()) {
+        (Some(peer), true) if v.served_by.is_none() => format!(
+            "clients get no data: the copy on {} is not served (the log says why)",
+            peer.name
+        ),
         (Some(peer), true) => format!(
             "clients are served with the copy on {}: it is the only current one",
             peer.name
@@ -133,7 +139,7 @@ fn next(p: &Picture<'_>, v: &VolumeStatus) -> String {
         }
         DiskState::Failed => {
             "when nothing is under way on the disk any more it is closed; then it is left alone until \
-             somebody attaches it"
+             somebody attaches it (under `on-io-error = \"pass-on\"` it is attached again by itself)"
                 .to_string()
         }
         DiskState::Diskless if v.attach_in.is_some() => format!(

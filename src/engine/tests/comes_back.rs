@@ -369,3 +369,101 @@ fn a_promotion_without_a_disk_that_fails_leaves_nothing_behind() {
     }
     assert!(failed > 20, "failed {failed} times");
 }
+
+/// Both have gone on: the one that serves stays what it is, whatever the other relies upon.
+#[test]
+fn who_serves_is_not_outdated_by_a_primary_without_a_disk() {
+    let mut pair = pair(2);
+    pair.cut();
+    pair.write(0, BLOCK, 4096, 3);
+    pair.settle();
+    pair.nodes[0].faults[1] = Some(ONCE);
+    pair.submit(0, RequestKind::Read, BLOCK, &[0; 4096], 4096, false);
+    pair.settle();
+    assert_eq!(pair.disk(0), DiskState::Diskless, "{}", pair.dump());
+    pair.order(1, Command::Primary { force: false })
+        .expect("nobody has fenced it");
+    pair.write(1, 2 * BLOCK, 4096, 4);
+    pair.cable = true;
+    pair.settle();
+    assert_ne!(pair.connection(1), ConnState::Connected);
+    assert_eq!(pair.disk(1), DiskState::UpToDate, "{}", pair.dump());
+    pair.write(1, 3 * BLOCK, 4096, 5);
+}
+
+/// A generation that may or may not have reached the disk: nothing was told under it, so the peer is not
+/// outdated by it, and the disk that comes back is served at once.
+#[test]
+fn a_generation_that_never_began_outdates_nobody() {
+    let mut met = 0;
+    for seed in 1..60 {
+        let mut pair = Pair::in_sync(seed, Protocol::C);
+        pair.change_options(|options| options.on_no_data = OnNoData::SuspendIo);
+        pair.cut();
+        pair.nodes[0].faults[0] = Some(ONCE);
+        let tag = pair.submit_write(0, BLOCK, 4096, 3);
+        pair.settle();
+        if pair.disk(0) != DiskState::Diskless || pair.nodes[0].replies.contains_key(&tag) {
+            continue;
+        }
+        met += 1;
+        pair.nodes[0].faults = [None; 3];
+        pair.cable = true;
+        pair.settle();
+        assert_eq!(pair.disk(1), DiskState::UpToDate, "{}", pair.dump());
+        assert!(!pair.nodes[0].replies.contains_key(&tag), "it waits");
+        pair.attach(0);
+        pair.wait_reply(0, tag).expect("its disk is back");
+        pair.settle();
+        pair.expect_in_sync();
+    }
+    assert!(met > 10, "met {met} times");
+}
+
+/// What a peer may lack comes to no other disk either, from which clients would then be served.
+#[test]
+fn a_new_disk_is_not_filled_from_a_peer_that_lacks_something() {
+    let mut met = 0;
+    for seed in 1..120 {
+        let mut pair = fencing(seed);
+        let mut careless = Box::new(pair.options.clone());
+        careless.fencing = Fencing::DontCare;
+        pair.order(1, Command::SetOptions(careless))
+            .expect("options are taken over");
+        let mut acked = Acked::new();
+        load(&mut pair, &mut acked, 6);
+        pair.settle();
+        let tag = pair.submit_write(0, 30 * BLOCK, 4096, 7);
+        while !pair.nodes[0].replies.contains_key(&tag) && pair.step() {}
+        pair.nodes[0].faults[1] = Some(ONCE);
+        pair.submit_write(0, 30 * BLOCK, 4096, 7);
+        pair.cut();
+        pair.settle();
+        pair.nodes[0].faults = [None; 3];
+        let lacks = pair.content(1)[small(30 * BLOCK)] != 7;
+        if pair.disk(0) != DiskState::Diskless || !lacks {
+            continue;
+        }
+        met += 1;
+        pair.cable = true;
+        pair.settle();
+        pair.replace_disk(0);
+        pair.attach(0);
+        for _ in 0..3 {
+            pair.settle();
+            end_handlers(&mut pair);
+        }
+        assert_ne!(pair.disk(0), DiskState::UpToDate, "{}", pair.dump());
+        assert!(pair.logged(0, "may lack writes"), "{}", pair.dump());
+        // Given up on purpose, it may.
+        pair.order(0, Command::SecondaryByForce).expect("by force");
+        pair.settle();
+        pair.attach(0);
+        for _ in 0..3 {
+            pair.settle();
+            end_handlers(&mut pair);
+        }
+        assert_eq!(pair.disk(0), DiskState::UpToDate, "{}", pair.dump());
+    }
+    assert!(met > 5, "met {met} times");
+}

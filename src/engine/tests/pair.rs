@@ -137,26 +137,32 @@ fn layout() -> Layout {
     }
 }
 
+/// A disk that was just created for a node.
+fn new_disk(id: u8) -> Disk {
+    let layout = layout();
+    let mut disk = Disk::new(layout.disk_size);
+    let params = create::CreateParams {
+        layout,
+        resource: "r0",
+        volume: V,
+        node: NodeId(id),
+        peers: &[NodeId(1 - id)],
+        device_uuid: 77 + u64::from(id),
+        block_size: 512,
+        extent_size: EXTENT,
+    };
+    create::create(params, &mut |offset, data: &[u8]| {
+        disk.write(offset, data, true);
+        Ok::<(), ()>(())
+    })
+    .expect("memory does not fail");
+    disk
+}
+
 impl Pair {
     pub(crate) fn new(seed: u64, protocol: Protocol) -> Self {
-        let layout = layout();
         let node = |id: u8| {
-            let mut disk = Disk::new(layout.disk_size);
-            let params = create::CreateParams {
-                layout: layout.clone(),
-                resource: "r0",
-                volume: V,
-                node: NodeId(id),
-                peers: &[NodeId(1 - id)],
-                device_uuid: 77 + u64::from(id),
-                block_size: 512,
-                extent_size: EXTENT,
-            };
-            create::create(params, &mut |offset, data: &[u8]| {
-                disk.write(offset, data, true);
-                Ok::<(), ()>(())
-            })
-            .expect("memory does not fail");
+            let disk = new_disk(id);
             Node {
                 id: NodeId(id),
                 engine: None,
@@ -266,6 +272,11 @@ impl Pair {
             seed,
         }));
         self.attach(n);
+    }
+
+    /// Another disk takes the place of the one that has failed.
+    pub(crate) fn replace_disk(&mut self, n: usize) {
+        self.nodes[n].disk = new_disk(self.nodes[n].id.0);
     }
 
     /// A disk is opened and its metadata are read, also while the resource is in use.

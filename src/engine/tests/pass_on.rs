@@ -272,3 +272,51 @@ fn the_last_copy_serves_on_with_a_bad_block() {
     assert_eq!(pair.disk(1), DiskState::UpToDate, "{}", pair.dump());
     assert_eq!(pair.read(0, BLOCK, 4096), vec![3; 4096]);
 }
+
+/// Most disks flush at the end of such a write: what failed may be what was answered before.
+#[test]
+fn a_failed_write_with_fua_is_not_passed_on() {
+    let mut pair = pair(10);
+    pair.cut();
+    assert!(write(&mut pair, BLOCK, 3));
+    pair.nodes[0].faults[1] = Some(ONCE);
+    let tag = pair.submit(0, RequestKind::Write, BLOCK, &[4; 4096], 4096, true);
+    pair.wait_reply(0, tag).expect_err("it failed");
+    pair.settle();
+    assert_eq!(pair.disk(0), DiskState::Diskless, "{}", pair.dump());
+}
+
+/// One bad block of the copy that serves stops neither the service nor the rest of the resync.
+#[test]
+fn the_last_copy_serves_on_when_a_resync_meets_a_bad_block() {
+    let mut met = 0;
+    for after in 0..16 {
+        let mut pair = pair(11);
+        for block in 0..6 {
+            assert!(write(&mut pair, block * BLOCK, 3));
+        }
+        pair.settle();
+        pair.order(0, Command::Detach { force: false })
+            .expect("the peer serves");
+        for block in 0..6 {
+            assert!(write(&mut pair, block * BLOCK, 4));
+        }
+        pair.settle();
+        pair.nodes[1].faults[1] = Some(Fault { after, bad: 1 });
+        pair.attach(0);
+        pair.settle();
+        if pair.status(1).volumes[0].errors_passed_on == 0 {
+            // It was a flush.
+            continue;
+        }
+        met += 1;
+        assert_eq!(pair.disk(1), DiskState::UpToDate, "{}", pair.dump());
+        // What could not be read once is read the next time.
+        for _ in 0..30 {
+            pair.settle();
+            pair.pass_time();
+        }
+        pair.expect_in_sync();
+    }
+    assert!(met > 0, "met {met} times");
+}
