@@ -30,9 +30,9 @@ impl Rng {
     }
 }
 
-/// How often each story is told, each time with another seed: `TWINBLK_ROUNDS`, or 12.
+/// How often each story is told, each time with another seed: `TWINBLK_ROUNDS`, or 9.
 pub fn rounds() -> u64 {
-    std::env::var("TWINBLK_ROUNDS").map_or(12, |text| text.parse().expect("a number"))
+    std::env::var("TWINBLK_ROUNDS").map_or(9, |text| text.parse().expect("a number"))
 }
 
 /// Runs `story` with [`rounds`] seeds, or the one in `TWINBLK_SEED`. A panic names the seed.

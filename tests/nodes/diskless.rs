@@ -4,7 +4,7 @@
 
 use crate::harness::faults::break_writes;
 use crate::harness::load::{History, Load, wait_for_writes};
-use crate::harness::nbd::Client;
+use crate::harness::nbd::{Client, WRITE};
 use crate::harness::seeds::{Rng, each_seed, some_seeds};
 use crate::harness::stage::{Plan, Stage};
 use serde_json::Value;
@@ -137,4 +137,30 @@ fn with_pass_on_a_bad_block_of_the_only_copy_costs_one_answer() {
     stage.nodes[1].ok(&["up", "r0"]);
     stage.wait_in_sync();
     stage.stop_and_compare();
+}
+
+/// Its requests wait for a copy, and nobody would read the answers.
+#[test]
+fn a_client_that_hung_up_does_not_hold_the_export() {
+    let mut plan = Plan::new("C");
+    plan.more = "[options]\non-no-data-accessible = \"suspend-io\"\n".into();
+    let mut stage = Stage::in_sync(plan);
+    stage.nodes[0].ok(&["detach", "r0"]);
+    stage.nodes[1].kill();
+    stage.nodes[0].wait("I/O waits for a copy", |s| {
+        s["suspended_for"][0] == "no-data"
+    });
+    let mut client = Client::unix(&stage.nodes[0].export).expect("it serves");
+    client
+        .send(WRITE, 0, 7, 0, 4096, &[7; 4096])
+        .expect("it is sent");
+    stage.nodes[0].wait("the client is there", |s| {
+        s["open_clients"].as_array().is_some_and(|c| c.len() == 1)
+    });
+    stage.nodes[0].refused(12, &["secondary", "r0"]);
+    drop(client);
+    stage.nodes[0].wait("the client is gone", |s| {
+        s["open_clients"].as_array().is_some_and(Vec::is_empty)
+    });
+    stage.nodes[0].ok(&["secondary", "r0"]);
 }

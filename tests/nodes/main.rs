@@ -1,5 +1,5 @@
 //! Stories of two real daemons: nodes die, cables are pulled, roles change, resyncs are interrupted.
-//! Each is told twenty times with seeds that vary protocol, file system, depth and moment.
+//! Each is told nine times (`TWINBLK_ROUNDS`) with seeds that vary protocol, file system, depth and moment.
 
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -206,7 +206,25 @@ impl Plan {
             without: Vec::new(),
             most: u64::MAX,
         };
-        plan.with_disks_that_fail_under_fencing().on(nodes)
+        plan.with_disks_that_fail_under_fencing()
+            .with_split_brains()
+            .on(nodes)
+    }
+
+    /// Some seeds are there for split brains and what policies make of them: somebody promotes whatever he
+    /// can, and the two lose each other often.
+    fn with_split_brains(mut self) -> Self {
+        let mut rng = Rng::stream(self.seed, 27);
+        if self.fence.fencing != Fencing::DontCare || rng.per_mille(850) {
+            return self;
+        }
+        self.faults.extend([Fault::Partition, Fault::Partition]);
+        self.fault_every = SECOND;
+        self.order_every = SECOND;
+        self.duration = self.duration.max(10 * SECOND);
+        self.careless = true;
+        self.policies = crate::policies::some(&mut rng);
+        self
     }
 
     /// Of the seeds with a fencing policy half have disks that fail and come back, too: what waits for a

@@ -14,6 +14,11 @@ pub(crate) fn draw(seed: u64) -> Policies {
     if rng.per_mille(400) {
         return Policies::default();
     }
+    some(&mut rng)
+}
+
+/// Any policies.
+pub(crate) fn some(rng: &mut Rng) -> Policies {
     let victim = u8::try_from(rng.index(2)).expect("few");
     let mut zero = AfterSb0Pri::NAMED.to_vec();
     zero.push(AfterSb0Pri::DiscardNode(NodeId(victim)));
