@@ -156,15 +156,12 @@ impl Resource {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
-        // A Primary that is connected has gone on without this disk, as far as anybody knows here.
-        let primary = self
-            .peers
-            .iter()
-            .find(|p| p.is_agreed() && p.role == Role::Primary);
-        if let Some(name) = primary.map(|p| p.name.clone())
-            && !self.is_group()
-        {
-            self.outdate(v, format!("{name} was Primary without this disk"));
+        // It has gone on without this disk, as far as anybody knows here.
+        let primary = |p: &crate::peer::Peer| p.is_agreed() && p.role == Role::Primary;
+        let missed = core::mem::take(&mut self.volumes[v].missed);
+        if (missed || self.peers.iter().any(primary)) && !self.is_group() {
+            let text = "a Primary was connected while this disk was out of use";
+            self.outdate(v, text.to_string());
             self.commit(v, false, None);
         }
         self.doubt_at_start(v);

@@ -140,6 +140,8 @@ pub(crate) struct Volume {
     pub(crate) detach_written: bool,
     /// The disk was attached while the resource was in use.
     pub(crate) anew: bool,
+    /// The disk went out of use while a connected peer was Primary: it lacks what that wrote, or may.
+    pub(crate) missed: bool,
     /// What this copy was before a promotion by force that is not through.
     pub(crate) before_force: Option<(Generations, MdFlags)>,
     /// Whether a disk that failed comes back by itself.
@@ -178,6 +180,7 @@ impl Volume {
             detaching: None,
             detach_written: false,
             anew: false,
+            missed: false,
             before_force: None,
             again: Again::default(),
             was_current: false,
