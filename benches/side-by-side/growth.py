@@ -1,0 +1,203 @@
+"""How cost grows: connections, resources, sizes; and what a resync under load costs the application.
+Two daemons of twinblk, protocol C, files in tmpfs, everything on the processors of this machine. Each row
+is compared with its own first figure in the same run."""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+
+import servers
+
+GIB = 1 << 30
+
+
+class Many(servers.Twinblk):
+    """Several resources, served by one pair of daemons."""
+
+    count = 1
+
+    def start(self):
+        port = next(self.ports)
+        (self.dir / "config").mkdir()
+        names = [f"r{i}" for i in range(self.count)]
+        for number, name in enumerate(names):
+            text = f'[resource]\nname = "{name}"\nprotocol = "C"\nshared-secret = "{"00" * 16}"\n'
+            for i, node in enumerate(("alpha", "bravo")):
+                disk = self.dir / f"{node}-{name}.img"
+                with open(disk, "wb") as f:
+                    f.truncate(self.size + max(64 << 20, self.size >> 10))
+                text += (f'[node.{node}]\nid = {i}\naddress = "127.0.0.{i + 1}:{port + number}"\n'
+                         f'disk = "{disk}"\nexport = "unix:{self.dir}/{node}-{name}.nbd"\n')
+            path = self.dir / "config" / f"{name}.toml"
+            path.write_text(text)
+            path.chmod(0o600)
+        for _ in names:
+            next(self.ports)
+        for node in ("alpha", "bravo"):
+            for name in names:
+                self.run(node, "create-md", name, "--config", self.dir / "config", "--node", node)
+            self.spawn(self.program, "daemon", "--config", self.dir / "config", "--state",
+                       self.dir / f"{node}.state", "--node", node, "--control",
+                       self.dir / f"{node}.ctl", env={**os.environ, "RUST_LOG": "warn"})
+            self.wait_socket(self.dir / f"{node}.ctl")
+        self.began = time.monotonic()
+        for node in ("alpha", "bravo"):
+            for name in names:
+                self.run(node, "up", name)
+        for name in names:
+            self.run("alpha", "wait-connect", name, "--timeout", servers.PATIENCE)
+            self.run("alpha", "new-current-uuid", "--clear-bitmap", name)
+            self.run("alpha", "primary", name)
+        self.took = time.monotonic() - self.began
+        self.uris = [f"nbd+unix:///{n}?socket={self.dir}/alpha-{n}.nbd" for n in names]
+
+    def memory(self):
+        """MiB resident of the Primary's daemon."""
+        text = pathlib.Path(f"/proc/{self.children[0].pid}/status").read_text()
+        line = next(line for line in text.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+
+def fio(uris, seconds, *options):
+    """Operations per second of all jobs together, mean latency in us, and of flushes."""
+    argv = ["fio", "--ioengine=nbd", "--time_based", f"--runtime={seconds}", "--ramp_time=1",
+            "--randrepeat=0", "--norandommap", "--group_reporting", "--output-format=json", *options]
+    for number, uri in enumerate(uris):
+        argv += [f"--name=j{number}", f"--uri={uri}"]
+    out = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if out.returncode != 0:
+        raise SystemExit(out.stdout + out.stderr)
+    jobs = json.loads(out.stdout[out.stdout.index("{"):])["jobs"]
+    side = "read" if "--rw=randread" in options else "write"
+    return {
+        "iops": sum(j[side]["iops"] for j in jobs),
+        "mean us": statistics.mean(j[side]["lat_ns"]["mean"] for j in jobs) / 1000,
+        "flush us": statistics.mean(j["sync"]["lat_ns"]["mean"] for j in jobs) / 1000,
+    }
+
+
+def with_server(directory, size, count, use):
+    make = type("Server", (Many,), {"count": count})
+    server = make(directory / f"{count}-{size >> 20}", size)
+    try:
+        return use(server)
+    finally:
+        server.stop()
+        shutil.rmtree(server.dir)
+
+
+def connections(directory, seconds):
+    rows = []
+
+    def use(server):
+        for count in (1, 2, 4, 8):
+            got = fio(server.uris * count, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=8",
+                      f"--size={GIB >> 1}")
+            rows.append((f"{count} connection(s), 8 writes under way on each", got["iops"]))
+    with_server(directory, GIB >> 1, 1, use)
+    return rows
+
+
+def resources(directory, seconds):
+    rows = []
+    for count in (1, 4, 16):
+        def use(server):
+            got = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k",
+                      f"--iodepth={max(64 // len(server.uris), 1)}", f"--size={64 << 20}")
+            rows.append((f"{count} resource(s), 64 writes under way in all", got["iops"]))
+        with_server(directory, 64 << 20, count, use)
+    return rows
+
+
+def sizes(directory, seconds):
+    rows = []
+    for size in (GIB, 64 * GIB, 1024 * GIB, 16384 * GIB):
+        def use(server):
+            near = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=16",
+                       f"--size={GIB >> 1}")
+            far = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=16",
+                      f"--size={size}")
+            rows.append((size >> 30, server.took, server.memory(), near["iops"], far["iops"]))
+        with_server(directory, size, 1, use)
+    return rows
+
+
+def under_load(directory, seconds):
+    """The application before, during and after a resync of everything; and write + flush against its
+    parts."""
+    def use(server):
+        server.path = None
+        load = ["--rw=randwrite", "--bs=4k", "--iodepth=16", f"--size={server.size}"]
+        fill = ["--rw=write", "--bs=1M", "--iodepth=8", f"--size={server.size}"]
+        fio(server.uris, seconds, *fill)
+        single = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=1",
+                     f"--size={server.size}")
+        both = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1",
+                   f"--size={server.size}")
+        before = fio(server.uris, seconds, *load)["iops"]
+        server.run("bravo", "invalidate", "r0")
+        start = time.monotonic()
+        during, at_end = [], None
+        while True:
+            during.append(fio(server.uris, 1, *load)["iops"])
+            status = server.status()["peers"][0]["volumes"][0]
+            if status["replication"] == "Established" and status["out_of_sync"] == 0:
+                at_end = time.monotonic() - start
+                break
+            if time.monotonic() - start > 300:
+                break
+        after = fio(server.uris, seconds, *load)["iops"]
+        return {
+            "before": before, "during": during[:-1] or during, "after": after,
+            "resync took s": at_end, "size MiB": server.size >> 20,
+            "write us": single["mean us"], "flush us": both["flush us"],
+            "write and flush us": 1e6 / both["iops"],
+        }
+    return with_server(directory, 2 * GIB, 1, use)
+
+
+def main():
+    parse = argparse.ArgumentParser(description=__doc__)
+    parse.add_argument("--twinblk", required=True, help="the program")
+    parse.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parse.add_argument("--rounds", type=int, default=2)
+    parse.add_argument("--only", action="append",
+                       choices=["connections", "resources", "sizes", "load"])
+    args = parse.parse_args()
+    servers.Twinblk.program = pathlib.Path(args.twinblk).resolve()
+    wanted = args.only or ["connections", "resources", "sizes", "load"]
+    with tempfile.TemporaryDirectory(prefix="twinblk-bench-", dir="/dev/shm") as directory:
+        for number in range(args.rounds):
+            place = pathlib.Path(directory) / str(number)
+            place.mkdir()
+            for what, measure in (("connections", connections), ("resources", resources)):
+                if what in wanted:
+                    rows = measure(place, args.seconds)
+                    for text, iops in rows:
+                        print(f"{number} {text}: {iops:,.0f} iops, x{iops / rows[0][1]:.2f}", flush=True)
+            if "sizes" in wanted:
+                rows = sizes(place, args.seconds)
+                for size, took, memory, near, far in rows:
+                    print(f"{number} {size:,} GiB: up and Primary in {took:.1f} s, {memory:.0f} MiB; "
+                          f"within 512 MiB {near:,.0f} iops x{near / rows[0][3]:.2f}, everywhere "
+                          f"{far:,.0f} iops x{far / rows[0][4]:.2f}", flush=True)
+            if "load" in wanted:
+                got = under_load(place, args.seconds)
+                during = statistics.mean(got["during"])
+                parts = got["write us"] + got["flush us"]
+                print(f"{number} resync of {got['size MiB']} MiB under load: {got['resync took s']} s; "
+                      f"application before {got['before']:,.0f}, during {during:,.0f} "
+                      f"(x{during / got['before']:.2f}), after {got['after']:,.0f} iops", flush=True)
+                print(f"{number} write {got['write us']:.0f} us, flush {got['flush us']:.0f} us, both "
+                      f"{got['write and flush us']:.0f} us (x{got['write and flush us'] / parts:.2f} of "
+                      "the parts)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
