@@ -469,6 +469,10 @@ impl Resource {
         for (v, decision) in decisions.iter().enumerate() {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
+            let mine = self.volumes[v].generations.current;
+            let relies_on_me = fact.relies != 0 && same(fact.relies, mine);
+            self.volumes[v].missed |=
+                facts.role == Role::Primary && !self.volumes[v].has_disk() && !relies_on_me;
             if self.volumes[v].local.is_none() {
                 continue;
             }
@@ -507,7 +511,7 @@ impl Resource {
                     self.set_replication(p, v, ReplState::WFBitMapS, &decision.reason);
                     self.start_sync(p, v, decision);
                 }
-                Direction::Target if self.is_lost(v, params.incarnation) => {
+                Direction::Target if self.may_lack(p, v) => {
                     let reason = format!(
                         "{name} may lack writes that clients were told are done, and would be copied onto \
                          this disk; attach the disk that was in use, or give those writes up: \

@@ -2,7 +2,7 @@
 //! commits, from the request to those who waited for it.
 
 use crate::bitmap::Bitmap;
-use crate::event::{DiskState, Role, Severity, What};
+use crate::event::{DiskState, Severity, What};
 use crate::ids::VolumeId;
 use crate::meta_writer::PagePlace;
 use crate::metadata::BLOCK;
@@ -156,10 +156,7 @@ impl Resource {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
-        // It has gone on without this disk, as far as anybody knows here.
-        let primary = |p: &crate::peer::Peer| p.is_agreed() && p.role == Role::Primary;
-        let missed = core::mem::take(&mut self.volumes[v].missed);
-        if (missed || self.peers.iter().any(primary)) && !self.is_group() {
+        if core::mem::take(&mut self.volumes[v].missed) && !self.is_group() {
             let text = "a Primary was connected while this disk was out of use";
             self.outdate(v, text.to_string());
             self.commit(v, false, None);

@@ -10,7 +10,7 @@ use crate::event::{ConnState, DiskState, Role};
 use crate::ids::NodeId;
 use crate::metadata::superblock::MdFlags;
 use crate::output::{Channel, Output};
-use crate::peer::{Asked, AskedWhat, Link};
+use crate::peer::{Asked, AskedWhat, Link, PeerVolume};
 use crate::resource::Resource;
 use crate::role::{RoleChange, Step};
 use crate::time::Duration;
@@ -75,9 +75,15 @@ impl Resource {
             if !self.peers[p].receiver.is_idle() || comparing {
                 continue;
             }
+            // A resync that is about to end has ended first: who is left behind is then told as Outdated.
+            let ends = self.peers[p].volumes.iter().any(PeerVolume::adopts);
             let Some(link) = &mut self.peers[p].link else {
                 continue;
             };
+            let leaves = matches!(link.deferred, Some((_, Change::Disconnect)));
+            if leaves && ends {
+                continue;
+            }
             if let Some((tid, change)) = link.deferred.take() {
                 self.answer(p, tid, &change);
             }
@@ -208,6 +214,9 @@ impl Resource {
         let node = self.peers[p].node;
         let name = self.peers[p].name.clone();
         let mut waits = false;
+        if let Some(link) = &mut self.peers[p].link {
+            link.stays_behind = true;
+        }
         for v in 0..self.volumes.len() {
             if matches!(
                 self.volumes[v].disk,

@@ -61,6 +61,7 @@ impl Resource {
             bitmap_cursor: None,
             granted: None,
             granted_to_me: None,
+            stays_behind: false,
             asked: None,
             was_outdated: Vec::new(),
             ponged: 0,

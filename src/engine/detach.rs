@@ -44,7 +44,6 @@ impl Resource {
         let served = self.volumes[v].remote.is_some();
         let goes_on = !served && self.volumes[v].is_up_to_date() && self.may_go_remote();
         self.volumes[v].again.failed |= error;
-        // Unless that Primary has no other copy.
         let primary = |p: &crate::peer::Peer| {
             p.is_agreed() && p.role == Role::Primary && !p.volumes[v].serves
         };

@@ -81,7 +81,7 @@ impl Resource {
     }
 
     /// An error of this volume's data is its clients' affair: nobody else could serve them.
-    pub(crate) fn passes_on(&self, v: usize) -> bool {
+    fn passes_on(&self, v: usize) -> bool {
         self.may_pass_on()
             && self.role == Role::Primary
             && self.volumes[v].remote.is_none()

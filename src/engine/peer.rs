@@ -71,6 +71,8 @@ pub(crate) struct Link {
     pub(crate) granted: Option<u64>,
     /// The peer said yes to our promotion: the transaction to finish.
     pub(crate) granted_to_me: Option<u64>,
+    /// The Primary at the other end was told that this copy stays behind: no resync ends any more.
+    pub(crate) stays_behind: bool,
     /// Something we asked the peer for.
     pub(crate) asked: Option<Asked>,
     /// By volume: the peer was known to be outdated when this link came up.

@@ -384,14 +384,13 @@ impl Resource {
             .is_some_and(|r| r.handed || r.quiet)
     }
 
-    /// The peer's copy may lack what clients were told is done: it is not served, nor copied onto a disk
-    /// that would then be served. `life`: the peer's.
-    pub(crate) fn is_lost(&mut self, v: usize, life: u64) -> bool {
-        let Some(remote) = &mut self.volumes[v].remote else {
-            return false;
-        };
-        remote.lost |= remote.incarnation != 0 && remote.incarnation != life;
-        remote.lost && !remote.confirmed
+    /// Whether the copy of this peer may lack what clients were told is done: it is not served, nor copied
+    /// onto a disk that would then be served.
+    pub(crate) fn may_lack(&self, p: usize, v: usize) -> bool {
+        let life = self.peers[p].seen_incarnation;
+        let another = |r: &Remote| r.incarnation != 0 && r.incarnation != life;
+        let remote = self.volumes[v].remote.as_ref();
+        remote.is_some_and(|r| r.lost || another(r))
     }
 
     /// Clients of some volume are not served from the own disk.
@@ -489,7 +488,7 @@ impl Resource {
                 Some(remote) if new(remote) && !busy && remote.asked != link => self.rng.uuid(),
                 _ => 0,
             };
-            let life = self.peers[p].seen_incarnation;
+            let lacks = self.may_lack(p, v);
             let Some(remote) = &mut self.volumes[v].remote else {
                 continue;
             };
@@ -497,8 +496,8 @@ impl Resource {
                 continue;
             }
             remote.asked = link;
-            remote.lost |= remote.incarnation != 0 && remote.incarnation != life;
-            if remote.lost {
+            remote.lost = lacks;
+            if lacks {
                 let (name, unborn) = (self.peers[p].name.clone(), remote.before != 0);
                 let why = match unborn {
                     true => "a new generation may or may not have reached this node's disk",

@@ -564,6 +564,11 @@ impl Resource {
 
     fn state_received(&mut self, p: usize, role: Role, disks: &[(u16, DiskState)]) {
         let led = self.peers[p].leads();
+        if role == Role::Primary && self.peers[p].role != Role::Primary {
+            for volume in self.volumes.iter_mut().filter(|v| !v.has_disk()) {
+                volume.missed = true;
+            }
+        }
         self.set_peer_role(p, role, "told by the peer");
         if role == Role::Secondary {
             for v in 0..self.volumes.len() {

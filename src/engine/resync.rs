@@ -431,6 +431,10 @@ impl Resource {
         let Some(link) = self.peers[p].link_number() else {
             return;
         };
+        // Its promise to the Primary goes before.
+        if self.peers[p].link.as_ref().is_none_or(|l| l.stays_behind) {
+            return;
+        }
         for v in 0..self.volumes.len() {
             let Some(resync) = &mut self.peers[p].volumes[v].resync else {
                 continue;

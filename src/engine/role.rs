@@ -264,9 +264,6 @@ impl Resource {
             if self.volumes[v].disk != DiskState::UpToDate {
                 let fresh = self.rng.uuid();
                 let peers = self.peers.iter().map(|p| p.node);
-                let flags = self.volumes[v].local.as_ref().map(|l| l.superblock.flags);
-                let before = self.volumes[v].generations.clone();
-                self.volumes[v].before_force = flags.map(|flags| (before, flags));
                 self.volumes[v].generations.force_new_current(fresh, peers);
                 for p in &mut self.peers {
                     p.volumes[v].lacks_current = true;
@@ -299,7 +296,6 @@ impl Resource {
         let force = *force;
         let mut renegotiate = false;
         for v in 0..self.volumes.len() {
-            self.volumes[v].before_force = None;
             if self.volumes[v].disk != DiskState::UpToDate && self.volumes[v].remote.is_none() {
                 renegotiate = true;
                 let reason = "declared current by `primary --force`".to_string();
@@ -504,15 +500,6 @@ impl Resource {
         for v in 0..self.volumes.len() {
             if !self.volumes[v].has_disk() {
                 continue;
-            }
-            if let Some((generations, flags)) = self.volumes[v].before_force.take() {
-                self.volumes[v].generations = generations;
-                if let Some(local) = &mut self.volumes[v].local {
-                    local.superblock.flags = flags;
-                }
-                for p in &mut self.peers {
-                    p.volumes[v].lacks_current = false;
-                }
             }
             self.set_flags(v, MdFlags::PRIMARY_INDICATOR, false);
             self.volumes[v].generations.set_primary_bit(false);

@@ -8,7 +8,7 @@ use crate::ids::{CommandId, NodeId, VolumeId};
 use crate::log_writer::{Cold, LogWriter};
 use crate::meta_writer::MetaWriter;
 use crate::metadata::layout::Layout;
-use crate::metadata::superblock::{MdFlags, Superblock};
+use crate::metadata::superblock::Superblock;
 use crate::overlap::OverlapLock;
 use crate::pass_on::Again;
 use crate::peer_request::PeerRequestKey;
@@ -140,10 +140,9 @@ pub(crate) struct Volume {
     pub(crate) detach_written: bool,
     /// The disk was attached while the resource was in use.
     pub(crate) anew: bool,
-    /// The disk went out of use while a connected peer was Primary: it lacks what that wrote, or may.
+    /// While the disk was out of use a connected peer was Primary: it lacks what that wrote, or may. (Not if
+    /// that Primary had no other copy than this one.)
     pub(crate) missed: bool,
-    /// What this copy was before a promotion by force that is not through.
-    pub(crate) before_force: Option<(Generations, MdFlags)>,
     /// Whether a disk that failed comes back by itself.
     pub(crate) again: Again,
     /// In this life this copy was the current one, and nothing is known to be newer since.
@@ -181,7 +180,6 @@ impl Volume {
             detach_written: false,
             anew: false,
             missed: false,
-            before_force: None,
             again: Again::default(),
             was_current: false,
         }
