@@ -8,20 +8,26 @@ use crate::harness::nbd::{Client, WRITE};
 use crate::harness::seeds::{Rng, each_seed, some_seeds};
 use crate::harness::stage::{Plan, Stage};
 use serde_json::Value;
+use std::sync::{Arc, Mutex};
 
 fn disk_is(state: &'static str) -> impl Fn(&Value) -> bool {
     move |s| s["volumes"][0]["disk"] == state
 }
 
-fn suspended_or_failed(text: &str) -> bool {
-    text.contains("no current copy")
+/// The load ends: clients always had a current copy, both disks are equal and hold what was confirmed.
+fn finish(mut stage: Stage, load: Load, history: &Arc<Mutex<History>>) {
+    load.finish();
+    stage.wait_in_sync();
+    assert!(!stage.nodes[0].log_text().contains("no current copy"));
+    let content = stage.stop_and_compare();
+    history.lock().unwrap().judge_blocks(&content);
 }
 
 #[test]
 fn the_disk_of_the_primary_fails_under_load() {
     each_seed(|seed| {
         let mut rng = Rng(seed);
-        let mut stage = Stage::in_sync(Plan::seeded(seed));
+        let stage = Stage::in_sync(Plan::seeded(seed));
         let size = stage.nodes[0].data_size();
         let history = History::new(seed, size);
         let depth = 1 + rng.below(32) as usize;
@@ -38,11 +44,7 @@ fn the_disk_of_the_primary_fails_under_load() {
         wait_for_writes(&history, 50 + rng.below(100) as usize);
         stage.wait_in_sync();
         wait_for_writes(&history, 50);
-        load.finish();
-        stage.wait_in_sync();
-        assert!(!suspended_or_failed(&stage.nodes[0].log_text()));
-        let content = stage.stop_and_compare();
-        history.lock().unwrap().judge_blocks(&content);
+        finish(stage, load, &history);
     });
 }
 
@@ -50,7 +52,7 @@ fn the_disk_of_the_primary_fails_under_load() {
 fn disks_are_detached_and_attached_under_load() {
     each_seed(|seed| {
         let mut rng = Rng(seed);
-        let mut stage = Stage::in_sync(Plan::seeded(seed));
+        let stage = Stage::in_sync(Plan::seeded(seed));
         let size = stage.nodes[0].data_size();
         let history = History::new(seed, size);
         let load = Load::start(&stage.nodes[0].export, &history, seed, 16);
@@ -66,10 +68,7 @@ fn disks_are_detached_and_attached_under_load() {
             stage.nodes[node].ok(&["attach", "r0"]);
             stage.wait_in_sync();
         }
-        load.finish();
-        stage.wait_in_sync();
-        let content = stage.stop_and_compare();
-        history.lock().unwrap().judge_blocks(&content);
+        finish(stage, load, &history);
     });
 }
 
@@ -83,7 +82,7 @@ fn passing_on(mut plan: Plan) -> Plan {
 fn with_pass_on_a_disk_that_failed_comes_back_by_itself() {
     some_seeds(4, |seed| {
         let mut rng = Rng(seed);
-        let mut stage = Stage::in_sync(passing_on(Plan::seeded(seed)));
+        let stage = Stage::in_sync(passing_on(Plan::seeded(seed)));
         let size = stage.nodes[0].data_size();
         let history = History::new(seed, size);
         let load = Load::start(&stage.nodes[0].export, &history, seed, 8);
@@ -96,11 +95,7 @@ fn with_pass_on_a_disk_that_failed_comes_back_by_itself() {
         break_writes(stage.nodes[0].pid(), None);
         stage.wait_in_sync();
         wait_for_writes(&history, 50);
-        load.finish();
-        stage.wait_in_sync();
-        assert!(!suspended_or_failed(&stage.nodes[0].log_text()));
-        let content = stage.stop_and_compare();
-        history.lock().unwrap().judge_blocks(&content);
+        finish(stage, load, &history);
     });
 }
 

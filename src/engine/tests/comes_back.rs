@@ -3,7 +3,7 @@
 
 use super::diskless::{Acked, BLOCK, expect_kept, load};
 use super::fencing::{all_handlers, is_asked, is_frozen};
-use super::pair::{Fault, Pair};
+use super::pair::{CONNECT, Fault, Pair};
 use crate::command::Command;
 use crate::config::{OnIoError, OnNoData};
 use crate::event::{ConnState, DiskState, Role};
@@ -22,6 +22,23 @@ fn pair(seed: u64) -> Pair {
     let mut pair = Pair::in_sync(seed, protocol);
     pair.change_options(|options| options.on_no_data = OnNoData::SuspendIo);
     pair
+}
+
+/// Some blocks are written and confirmed.
+fn loaded(pair: &mut Pair) -> Acked {
+    let mut acked = Acked::new();
+    load(pair, &mut acked, 6);
+    pair.settle();
+    acked
+}
+
+/// Everything comes to rest, and every handler ends well.
+fn settle_handlers(pair: &mut Pair) {
+    for _ in 0..3 {
+        pair.settle();
+        end_handlers(pair);
+    }
+    pair.settle();
 }
 
 fn small(offset: u64) -> usize {
@@ -45,9 +62,7 @@ fn a_disk_that_comes_back_at_once_lacks_nothing() {
     let (mut refused, mut met) = (0, 0);
     for seed in 1..400 {
         let mut pair = pair(seed);
-        let mut acked = Acked::new();
-        load(&mut pair, &mut acked, 6);
-        pair.settle();
+        let mut acked = loaded(&mut pair);
         let mut tags = Vec::new();
         for block in 30..36 {
             tags.push((block, pair.submit_write(0, block * BLOCK, 4096, 7)));
@@ -149,9 +164,7 @@ fn runs(pair: &Pair, kind: HandlerKind) -> bool {
 fn while_the_handler_runs_nothing_is_decided() {
     for seed in 1..60 {
         let mut pair = with_local_handler(seed);
-        let mut acked = Acked::new();
-        load(&mut pair, &mut acked, 6);
-        pair.settle();
+        let mut acked = loaded(&mut pair);
         pair.nodes[0].faults[1] = Some(ONCE);
         let (&block, &value) = acked.iter().next().expect("there is one");
         let read = pair.submit(0, RequestKind::Read, block * BLOCK, &[0; 4096], 4096, false);
@@ -180,9 +193,7 @@ fn while_the_handler_runs_nothing_is_decided() {
         acked.insert(40, 9);
         pair.settle();
         pair.attach(0);
-        pair.settle();
-        end_handlers(&mut pair);
-        pair.settle();
+        settle_handlers(&mut pair);
         pair.expect_in_sync();
         expect_kept(&pair, 0, &acked, seed);
     }
@@ -198,15 +209,21 @@ fn fencing(seed: u64) -> Pair {
     pair
 }
 
+/// Node 1 has no fencing of its own.
+fn peer_doubts_nothing(pair: &mut Pair) {
+    let mut careless = Box::new(pair.options.clone());
+    careless.fencing = Fencing::DontCare;
+    pair.order(1, Command::SetOptions(careless))
+        .expect("options are taken over");
+}
+
 /// The only current copy is not fenced by the Primary it serves; and it serves again when the link is back,
 /// whatever it thinks of itself meanwhile.
 #[test]
 fn the_copy_that_serves_is_not_fenced_and_serves_again() {
     for seed in 1..60 {
         let mut pair = fencing(seed);
-        let mut acked = Acked::new();
-        load(&mut pair, &mut acked, 6);
-        pair.settle();
+        let mut acked = loaded(&mut pair);
         pair.order(0, DETACH).expect("the peer serves");
         load(&mut pair, &mut acked, 6);
         pair.cut();
@@ -249,14 +266,8 @@ fn a_peer_that_lacks_what_was_answered_is_not_served() {
         } else {
             pair(seed / 2)
         };
-        // The peer itself doubts nothing.
-        let mut careless = Box::new(pair.options.clone());
-        careless.fencing = Fencing::DontCare;
-        pair.order(1, Command::SetOptions(careless))
-            .expect("options are taken over");
-        let mut acked = Acked::new();
-        load(&mut pair, &mut acked, 6);
-        pair.settle();
+        peer_doubts_nothing(&mut pair);
+        let mut acked = loaded(&mut pair);
         let mut tags = Vec::new();
         for block in 30..36 {
             tags.push((block, pair.submit_write(0, block * BLOCK, 4096, 7)));
@@ -309,19 +320,11 @@ fn a_peer_that_lacks_what_was_answered_is_not_served() {
         if pair.connection(0) == ConnState::StandAlone {
             // A generation had begun that the peer does not have: refused, and told so.
             for n in 0..2 {
-                let connect = Command::Connect {
-                    peer: None,
-                    discard_my_data: false,
-                    dry_run: false,
-                };
-                pair.order(n, connect).expect("it may");
+                pair.order(n, CONNECT).expect("it may");
             }
             pair.settle();
         }
-        for _ in 0..3 {
-            end_handlers(&mut pair);
-            pair.settle();
-        }
+        settle_handlers(&mut pair);
         for (block, _) in tags {
             acked.insert(block, 7);
         }
@@ -426,13 +429,8 @@ fn a_new_disk_is_not_filled_from_a_peer_that_lacks_something() {
     let mut met = 0;
     for seed in 1..120 {
         let mut pair = fencing(seed);
-        let mut careless = Box::new(pair.options.clone());
-        careless.fencing = Fencing::DontCare;
-        pair.order(1, Command::SetOptions(careless))
-            .expect("options are taken over");
-        let mut acked = Acked::new();
-        load(&mut pair, &mut acked, 6);
-        pair.settle();
+        peer_doubts_nothing(&mut pair);
+        loaded(&mut pair);
         let tag = pair.submit_write(0, 30 * BLOCK, 4096, 7);
         while !pair.nodes[0].replies.contains_key(&tag) && pair.step() {}
         pair.nodes[0].faults[1] = Some(ONCE);
@@ -449,21 +447,138 @@ fn a_new_disk_is_not_filled_from_a_peer_that_lacks_something() {
         pair.settle();
         pair.replace_disk(0);
         pair.attach(0);
-        for _ in 0..3 {
-            pair.settle();
-            end_handlers(&mut pair);
-        }
+        settle_handlers(&mut pair);
         assert_ne!(pair.disk(0), DiskState::UpToDate, "{}", pair.dump());
         assert!(pair.logged(0, "may lack writes"), "{}", pair.dump());
         // Given up on purpose, it may.
         pair.order(0, Command::SecondaryByForce).expect("by force");
         pair.settle();
         pair.attach(0);
-        for _ in 0..3 {
-            pair.settle();
-            end_handlers(&mut pair);
-        }
+        settle_handlers(&mut pair);
         assert_eq!(pair.disk(0), DiskState::UpToDate, "{}", pair.dump());
     }
     assert!(met > 5, "met {met} times");
+}
+
+/// A disk that was out of use while another node was Primary has missed what that wrote: attached without
+/// that node it is older, and is not promoted. One that missed nothing is what it was.
+#[test]
+fn a_disk_that_was_out_of_use_under_a_primary_is_older() {
+    const PROMOTE: Command = Command::Primary { force: false };
+    type Story = fn(&mut Pair);
+    let older: [(&str, Story); 4] = [
+        ("detached under it", |pair| {
+            pair.order(1, DETACH).expect("nobody needs it");
+        }),
+        ("failed under it", |pair| {
+            pair.nodes[1].faults[1] = Some(ONCE);
+            pair.submit_write(0, BLOCK, 4096, 3);
+            while pair.disk(1) == DiskState::UpToDate && pair.step() {}
+            // Before another word is heard.
+            pair.cut();
+        }),
+        ("the other was promoted meanwhile", |pair| {
+            pair.order(0, Command::Secondary).expect("nobody holds it");
+            pair.order(1, DETACH).expect("nobody needs it");
+            pair.settle();
+            pair.order(0, PROMOTE).expect("it has a disk");
+        }),
+        ("met the other as Primary", |pair| {
+            pair.cut();
+            pair.settle();
+            pair.order(1, Command::Detach { force: true })
+                .expect("nobody needs it");
+            pair.settle();
+            pair.cable = true;
+        }),
+    ];
+    let same: [(&str, Story); 2] = [
+        ("nobody was Primary", |pair| {
+            pair.order(0, Command::Secondary).expect("nobody holds it");
+            pair.order(1, DETACH).expect("nobody needs it");
+        }),
+        ("the Primary had no other copy", |pair| {
+            pair.order(0, DETACH).expect("the peer serves");
+            pair.settle();
+            pair.nodes[1].faults[1] = Some(ONCE);
+            pair.submit(0, RequestKind::Read, BLOCK, &[0; 4096], 4096, false);
+        }),
+    ];
+    let all = older.map(|s| (s, true)).into_iter();
+    for ((what, story), is_older) in all.chain(same.map(|s| (s, false))) {
+        let mut pair = pair(2);
+        pair.write(0, BLOCK, 4096, 2);
+        pair.settle();
+        story(&mut pair);
+        pair.settle();
+        assert_eq!(pair.disk(1), DiskState::Diskless, "{what}");
+        pair.cut();
+        pair.settle();
+        pair.nodes[1].faults = [None; 3];
+        pair.attach(1);
+        pair.settle();
+        let state = match is_older {
+            true => DiskState::Outdated,
+            false => DiskState::UpToDate,
+        };
+        assert_eq!(pair.disk(1), state, "{what}: {}", pair.dump());
+        let promoted = pair.order(1, PROMOTE);
+        assert_eq!(promoted.is_err(), is_older, "{what}: {promoted:?}");
+    }
+}
+
+/// Who consents to stay behind at the end of a resync does stay behind: not both sides are current when the
+/// link is down, behind fencing.
+#[test]
+fn who_leaves_at_the_end_of_a_resync_stays_behind() {
+    let mut left = [0, 0];
+    for seed in 1..400 {
+        let mut pair = fencing(seed);
+        pair.order(1, Command::Disconnect { peer: None })
+            .expect("it may");
+        settle_handlers(&mut pair);
+        pair.write(0, BLOCK, 4096, 3);
+        for n in 0..2 {
+            pair.order(n, CONNECT).expect("it may");
+        }
+        let ends = |pair: &Pair| {
+            let engine = pair.nodes[1].engine.as_ref();
+            engine.is_some_and(|e| e.peers[0].volumes[0].adopts())
+        };
+        let some = match pair.rng() % 3 {
+            0 => pair.rng() % 200,
+            _ => {
+                while !ends(&pair) && pair.step() {
+                    end_handlers(&mut pair);
+                }
+                pair.rng() % 6
+            }
+        };
+        for _ in 0..some {
+            pair.step();
+            end_handlers(&mut pair);
+        }
+        let n = usize::from(pair.rng().is_multiple_of(2));
+        pair.order_async(n, Command::Disconnect { peer: None });
+        settle_handlers(&mut pair);
+        // What node 0 need not fence must not be promoted.
+        let current = [DiskState::UpToDate, DiskState::Consistent];
+        let believed = pair.status(0).peers[0].volumes[0].peer_disk;
+        let needs_no_fencing = matches!(believed, DiskState::Outdated | DiskState::Inconsistent);
+        left[usize::from(needs_no_fencing)] += 1;
+        if needs_no_fencing {
+            assert!(
+                !current.contains(&pair.disk(1)),
+                "seed {seed}: {}",
+                pair.dump()
+            );
+        }
+        let tag = pair.submit_write(0, BLOCK, 4096, 4);
+        settle_handlers(&mut pair);
+        if pair.nodes[0].replies.contains_key(&tag) {
+            let promoted = pair.order(1, Command::Primary { force: false });
+            assert!(promoted.is_err(), "seed {seed}: {}", pair.dump());
+        }
+    }
+    assert!(left[1] > 50, "{left:?}");
 }

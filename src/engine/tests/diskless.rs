@@ -1,7 +1,7 @@
 //! A Primary whose disk fails or is taken away goes on with the peer's copy, and comes back to its own:
 //! nothing that was acknowledged is lost, nothing stale is read, whoever crashes meanwhile.
 
-use super::pair::{Fault, Pair};
+use super::pair::{CONNECT, Fault, Pair};
 use crate::command::Command;
 use crate::config::OnNoData;
 use crate::event::{ConnState, DiskState, Role};
@@ -241,12 +241,7 @@ fn a_peer_of_another_generation_is_not_served() {
         // The way out that is told.
         pair.order(0, Command::Secondary).expect("nobody holds it");
         for n in 0..2 {
-            let connect = Command::Connect {
-                peer: None,
-                discard_my_data: false,
-                dry_run: false,
-            };
-            pair.order(n, connect).expect("it is allowed");
+            pair.order(n, CONNECT).expect("it is allowed");
         }
         pair.settle();
         pair.attach(0);
@@ -283,6 +278,34 @@ fn detach_is_refused_while_clients_need_the_disk() {
     pair.attach(1);
     pair.settle();
     pair.expect_in_sync();
+}
+
+/// Copies that a verify found to differ do not take each other's place under clients.
+#[test]
+fn detach_is_refused_while_the_copies_are_known_to_differ() {
+    let mut pair = pair(1, Protocol::C, OnNoData::IoError);
+    let detach = || Command::Detach { force: false };
+    pair.write(0, 0, 4096, 5);
+    pair.settle();
+    pair.rot(1, 100, 1);
+    let verify = Command::Verify {
+        peer: None,
+        repair: false,
+    };
+    pair.order(0, verify).expect("both are current");
+    pair.settle();
+    let refusal = pair.order(0, detach()).expect_err("they differ");
+    assert!(refusal.reason.contains("4096 bytes"), "{refusal:?}");
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    // The way out that it names.
+    pair.order(0, Command::Disconnect { peer: None })
+        .expect("it may");
+    for n in 0..2 {
+        pair.order(n, CONNECT).expect("it may");
+    }
+    pair.settle();
+    pair.order(0, detach()).expect("they are equal");
+    assert_eq!(pair.read(0, 0, 4096), vec![5; 4096]);
 }
 
 /// Alone, a failed disk is an error, or clients wait for the disk.

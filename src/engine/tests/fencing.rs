@@ -1,7 +1,7 @@
 //! Fencing: what may be answered when a peer is lost, what each exit code of `fence-peer` does, and who
 //! may be promoted.
 
-use super::pair::Pair;
+use super::pair::{CONNECT, Pair};
 use crate::command::{Command, RefusalKind};
 use crate::event::{ConnState, DiskState, Role};
 use crate::fencing::Fencing;
@@ -11,11 +11,6 @@ use crate::suspend::Reason;
 use twinblk_protocol::control::Protocol;
 
 const PROMOTE: Command = Command::Primary { force: false };
-const CONNECT: Command = Command::Connect {
-    peer: None,
-    discard_my_data: false,
-    dry_run: false,
-};
 
 pub(super) fn all_handlers() -> HandlerSet {
     let none = HandlerSet::default();

@@ -27,6 +27,12 @@ use twinblk_protocol::frame::{Header, Kind};
 
 pub(crate) const DATA: u64 = 4 << 20;
 pub(crate) const V: VolumeId = VolumeId(0);
+/// `twinblk connect RES`.
+pub(super) const CONNECT: Command = Command::Connect {
+    peer: None,
+    discard_my_data: false,
+    dry_run: false,
+};
 
 /// A machine.
 pub(crate) struct Node {

@@ -1,7 +1,7 @@
 //! `on-io-error = "pass-on"`: a bad block of the only current copy is its clients' affair; a disk that a
 //! peer can stand in for is attached again by itself, a few times.
 
-use super::pair::{Fault, Pair, V};
+use super::pair::{CONNECT, Fault, Pair, V};
 use crate::command::Command;
 use crate::config::OnIoError;
 use crate::event::{ConnState, DiskState, Role};
@@ -249,12 +249,7 @@ fn a_source_with_a_bad_block_goes_on_serving() {
     assert_eq!(pair.disk(0), DiskState::UpToDate);
     assert_eq!(pair.read(0, BLOCK, 4096), vec![7; 4096]);
     // Mended, and connected by order.
-    let connect = Command::Connect {
-        peer: None,
-        discard_my_data: false,
-        dry_run: false,
-    };
-    pair.order(0, connect).expect("it may");
+    pair.order(0, CONNECT).expect("it may");
     pair.settle();
     pair.expect_in_sync();
 }

@@ -1,6 +1,6 @@
 //! `resize` on two real engines: both end with one size, whatever comes in the middle.
 
-use super::pair::{DATA, Pair, V};
+use super::pair::{CONNECT, DATA, Pair, V};
 use crate::command::{Command, RefusalKind};
 use crate::event::{ConnState, Role};
 use crate::resize::larger_if_possible;
@@ -125,12 +125,7 @@ fn it_may_end_anywhere_and_the_nodes_find_one_size() {
             }
             pair.cable = true;
             for n in 0..2 {
-                let connect = Command::Connect {
-                    peer: None,
-                    discard_my_data: false,
-                    dry_run: false,
-                };
-                let _ = pair.order(n, connect);
+                let _ = pair.order(n, CONNECT);
             }
             pair.settle();
             let context = format!("{comes:?} after {steps}: {}", pair.dump());

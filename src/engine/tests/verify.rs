@@ -1,6 +1,6 @@
 //! Online verify on two real engines: it finds what differs, nothing else, and ends whatever comes.
 
-use super::pair::{DATA, Fault, Pair, V};
+use super::pair::{CONNECT, DATA, Fault, Pair, V};
 use crate::command::{Command, RefusalKind};
 use crate::config::Options;
 use crate::event::{ConnState, DiskState, ReplState, Role};
@@ -28,11 +28,6 @@ const REPAIR: Command = Command::Verify {
     repair: true,
 };
 const STOP: Command = Command::VerifyStop { peer: None };
-const CONNECT: Command = Command::Connect {
-    peer: None,
-    discard_my_data: false,
-    dry_run: false,
-};
 
 fn replication(pair: &Pair, n: usize) -> ReplState {
     pair.status(n).peers[0].volumes[0].replication
