@@ -1,12 +1,13 @@
 //! A link's life: up, frames in and out, liveness, down. The handshake on it is in
 //! [`crate::agreement`].
 
+use crate::config::Options;
 use crate::event::{ConnState, ReplState, Role, Severity, What};
 use crate::fencing::Caught;
 use crate::handler::{HandlerKind, Then};
 use crate::input::Body;
 use crate::output::{Channel, Output, SendBody};
-use crate::peer::{Link, Phase, SyncStart};
+use crate::peer::{Link, Peer, Phase, SyncStart};
 use crate::peer_view::Views;
 use crate::resource::Resource;
 use crate::states;
@@ -20,6 +21,28 @@ use twinblk_protocol::frame::{HEADER_LEN, Header, Kind, flags};
 
 /// Silence with unconfirmed writes after which a ping is sent early.
 const EAGER_PING: Duration = Duration::from_secs(1);
+
+impl Peer {
+    /// How long nothing may come before a ping is sent.
+    fn pinged_after(&self, options: &Options) -> Duration {
+        if self.log.front().is_some() || !self.is_agreed() {
+            EAGER_PING.min(options.ping_int)
+        } else {
+            options.ping_int
+        }
+    }
+}
+
+impl Link {
+    /// When a handshake that is under way has taken too long.
+    fn handshake_ends(&self, options: &Options) -> Option<Instant> {
+        let began = match self.phase {
+            Phase::Params => Some(self.up_since),
+            _ => self.frozen_at,
+        };
+        began.map(|at| at + (options.ping_timeout * 4).max(Duration::from_secs(10)))
+    }
+}
 
 impl Resource {
     /// Both sockets are up.
@@ -415,6 +438,7 @@ impl Resource {
         let options = &self.cfg.options;
         let patience = options.timeout * options.ko_count.max(1);
         let peer = &mut self.peers[p];
+        let pinged_after = peer.pinged_after(options);
         let Some(link) = &mut peer.link else { return };
         if let Some((_, at)) = link.ping {
             if now.since(at) >= options.ping_timeout && link.last_received <= at {
@@ -426,31 +450,21 @@ impl Resource {
             }
         }
         let silence = now.since(link.last_received);
-        let busy = peer.log.front().is_some() || link.phase != Phase::Agreed;
-        let limit = if busy {
-            EAGER_PING.min(options.ping_int)
-        } else {
-            options.ping_int
-        };
-        if link.ping.is_none() && silence >= limit {
+        if link.ping.is_none() && silence >= pinged_after {
             link.ping_sequence += 1;
             link.ping = Some((link.ping_sequence, now));
             let mut ping = Header::new(Kind::Ping);
             ping.seq = link.ping_sequence;
             self.send(p, Channel::Control, ping, SendBody::None);
         }
+        let options = &self.cfg.options;
         let peer = &self.peers[p];
         let Some(link) = &peer.link else { return };
-        let handshake_limit = (self.cfg.options.ping_timeout * 4).max(Duration::from_secs(10));
-        let waits_since = match link.phase {
-            Phase::Params => Some(link.up_since),
-            _ => link.frozen_at,
-        };
-        if waits_since.is_some_and(|at| now.since(at) >= handshake_limit) {
+        if link.handshake_ends(options).is_some_and(|at| at <= now) {
             let text = format!("{} did not finish the handshake in time", peer.name);
             return self.close_link(p, ConnState::Timeout, text);
         }
-        if self.cfg.options.ko_count > 0 {
+        if options.ko_count > 0 {
             let unconfirmed = peer.volumes.iter().filter_map(|v| v.ack_due);
             let owed = peer
                 .log
@@ -482,22 +496,12 @@ impl Resource {
         let peer = &self.peers[p];
         let link = peer.link.as_ref()?;
         let options = &self.cfg.options;
-        let busy = peer.log.front().is_some() || link.phase != Phase::Agreed;
-        let limit = if busy {
-            EAGER_PING.min(options.ping_int)
-        } else {
-            options.ping_int
-        };
         let mut next = match link.ping {
             Some((_, at)) => at + options.ping_timeout,
-            None => link.last_received + limit,
+            None => link.last_received + peer.pinged_after(options),
         };
-        let waits_since = match link.phase {
-            Phase::Params => Some(link.up_since),
-            _ => link.frozen_at,
-        };
-        if let Some(at) = waits_since {
-            next = next.min(at + (options.ping_timeout * 4).max(Duration::from_secs(10)));
+        if let Some(at) = link.handshake_ends(options) {
+            next = next.min(at);
         }
         if options.ko_count > 0 {
             let patience = options.timeout * options.ko_count;
