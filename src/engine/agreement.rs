@@ -470,7 +470,9 @@ impl Resource {
             let fact = &facts.volumes[v];
             self.set_peer_disk(p, v, fact.disk, "told by the peer");
             let mine = self.volumes[v].generations.current;
-            let relies_on_me = fact.relies != 0 && same(fact.relies, mine);
+            let relies_on_me = [fact.relies, fact.relies_next]
+                .iter()
+                .any(|&g| g != 0 && same(g, mine));
             self.volumes[v].missed |=
                 facts.role == Role::Primary && !self.volumes[v].has_disk() && !relies_on_me;
             if self.volumes[v].local.is_none() {

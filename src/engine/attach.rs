@@ -104,7 +104,8 @@ impl Resource {
         self.mark_after_following(v);
         self.mark_after_serving(v);
         let other = self.volumes[v].remote.is_some() && !self.nothing_missed(v);
-        if other && !self.is_handing_over(v) {
+        let older = self.volumes[v].missed && !self.is_group();
+        if older || (other && !self.is_handing_over(v)) {
             self.set_flags(v, MdFlags::WAS_UP_TO_DATE, false);
         }
         self.attached_again(v, other);
@@ -151,16 +152,18 @@ impl Resource {
             };
             (DiskState::Inconsistent, text)
         } else if !flags.contains(MdFlags::WAS_UP_TO_DATE) {
-            (DiskState::Outdated, "known to be older than another copy")
+            // Its own metadata say so from now on. (Of a disk that was never in step they say nothing.)
+            match core::mem::take(&mut self.volumes[v].missed) {
+                true => (
+                    DiskState::Outdated,
+                    "a Primary was connected while this disk was out of use",
+                ),
+                false => (DiskState::Outdated, "known to be older than another copy"),
+            }
         } else {
             (DiskState::UpToDate, "was UpToDate when it was last in use")
         };
         self.set_disk(v, state, reason.to_string());
-        if core::mem::take(&mut self.volumes[v].missed) && !self.is_group() {
-            let text = "a Primary was connected while this disk was out of use";
-            self.outdate(v, text.to_string());
-            self.commit(v, false, None);
-        }
         self.doubt_at_start(v);
         self.doubt(v);
         if self.volumes[v].disk == DiskState::Consistent {
@@ -577,6 +580,7 @@ impl Resource {
         let volume = &mut self.volumes[v];
         let old = core::mem::replace(&mut volume.disk, state);
         volume.disk_reason.clone_from(&reason);
+        volume.missed &= state != DiskState::UpToDate;
         if old != state {
             debug_assert!(
                 states::is_known(states::DISK_CHANGES, &old, &state),

@@ -565,8 +565,9 @@ impl Resource {
     fn state_received(&mut self, p: usize, role: Role, disks: &[(u16, DiskState)]) {
         let led = self.peers[p].leads();
         if role == Role::Primary && self.peers[p].role != Role::Primary {
-            for volume in self.volumes.iter_mut().filter(|v| !v.has_disk()) {
-                volume.missed = true;
+            for v in 0..self.volumes.len() {
+                let serves = self.peers[p].volumes[v].serves;
+                self.volumes[v].missed |= !self.volumes[v].has_disk() && !serves;
             }
         }
         self.set_peer_role(p, role, "told by the peer");

@@ -582,3 +582,30 @@ fn who_leaves_at_the_end_of_a_resync_stays_behind() {
     }
     assert!(left[1] > 50, "{left:?}");
 }
+
+/// That a disk is older is on it before it is in use: failing at once and attached again, it is still older.
+#[test]
+fn a_disk_that_fails_again_at_once_is_still_older() {
+    let mut failed = 0;
+    for after in 0..24 {
+        let mut pair = pair(2);
+        pair.write(0, BLOCK, 4096, 2);
+        pair.settle();
+        pair.order(1, DETACH).expect("nobody needs it");
+        pair.settle();
+        pair.write(0, BLOCK, 4096, 3);
+        pair.cut();
+        pair.settle();
+        pair.nodes[1].faults[0] = Some(Fault { after, bad: 1 });
+        pair.attach(1);
+        pair.settle();
+        if pair.disk(1) == DiskState::Diskless {
+            failed += 1;
+            pair.nodes[1].faults = [None; 3];
+            pair.attach(1);
+            pair.settle();
+        }
+        assert_eq!(pair.disk(1), DiskState::Outdated, "{}", pair.dump());
+    }
+    assert!(failed > 1, "failed {failed} times");
+}
