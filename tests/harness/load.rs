@@ -6,9 +6,10 @@
 //!
 //! * after any loss ([`History::judge_blocks`]): in each block the last confirmed write, or one that
 //!   was under way after it;
-//! * on a peer that stayed alive when the Primary died ([`History::judge_prefix`]): exactly the first N
-//!   writes for some N, under B and C with every confirmed write among them (promise 4: a peer's disk
-//!   is a prefix of the stream of writes);
+//! * on a peer that stayed alive when the Primary died ([`History::judge_prefix`]): the first N writes
+//!   for some N and some of those under way together with the next, under B and C with every confirmed
+//!   one (promise 4: a peer's disk is a prefix of the stream of writes; writes under way at the same
+//!   time have no order in it);
 //! * after a loss of power on all disks ([`History::judge_stable`]): in each block the last write that a
 //!   completed flush covers (or that was confirmed with FUA), or a later one, or sectors of several.
 
@@ -48,6 +49,9 @@ pub struct History {
     /// Since then, by number.
     recent: Vec<Written>,
     next: u64,
+    /// Writes under way, and the most there were at once since the last judgement.
+    flying: usize,
+    most: usize,
     /// Numbers of writes of zeroes.
     zeroes: std::collections::HashSet<u64>,
     /// Blocks in which a loss of power left sectors of several writes, each under a number of its own.
@@ -62,6 +66,8 @@ impl History {
             settled: vec![0; usize::try_from(size).expect("fits") / BLOCK],
             recent: Vec::new(),
             next: 1,
+            flying: 0,
+            most: 0,
             zeroes: [0].into(),
             torn: HashMap::new(),
             flushes: 0,
@@ -120,12 +126,15 @@ impl History {
             peer_has: false,
         };
         self.recent.push(written);
+        self.flying += 1;
+        self.most = self.most.max(self.flying);
         written
     }
 
     fn confirm(&mut self, number: u64) {
         let at = self.recent.partition_point(|w| w.number < number);
         self.recent[at].confirmed = true;
+        self.flying = self.flying.saturating_sub(1);
         self.recent[at].stable = self.recent[at].fua;
     }
 
@@ -227,6 +236,7 @@ impl History {
             self.settled[block as usize] = number;
         }
         self.recent.clear();
+        (self.flying, self.most) = (0, 0);
     }
 
     /// Each sector of the block is that of one of `candidates`.
@@ -240,27 +250,18 @@ impl History {
             .all(|(n, sector)| whole.iter().any(|w| w[n * SECTOR..][..SECTOR] == *sector))
     }
 
-    /// The content is that after the first N writes; with `confirmed`, no confirmed one is missing.
-    /// Returns how many writes under way did not get through.
+    /// The content is that after the first N writes and some of those that were under way together with
+    /// the next one; with `confirmed`, no confirmed one is missing. (Writes under way at the same time have
+    /// no order: one that waits for the activity log is overtaken by one that need not.) Returns how many
+    /// writes under way did not get through.
     pub fn judge_prefix(&mut self, content: &(impl Blocks + ?Sized), confirmed: bool) -> usize {
         let mut state = self.settled.clone();
         let mut good: Vec<bool> = (0..self.blocks())
             .map(|b| self.holds(content, state[b as usize], b))
             .collect();
         let mut wrong = good.iter().filter(|g| !**g).count();
-        let last_confirmed = self
-            .recent
-            .iter()
-            .filter(|w| w.confirmed)
-            .map(|w| w.number)
-            .max();
-        let needed = if confirmed {
-            last_confirmed.unwrap_or(0)
-        } else {
-            0
-        };
         let mut best = (wrong, 0);
-        let mut found = (wrong == 0 && needed == 0).then(|| (0, state.clone()));
+        let mut found = self.overtakers(content, 0, &good, &state, confirmed);
         for (at, w) in self.recent.iter().enumerate() {
             for block in w.first..w.first + w.blocks {
                 let now = self.holds(content, w.number, block);
@@ -269,21 +270,76 @@ impl History {
                 state[block as usize] = w.number;
             }
             best = best.min((wrong, w.number));
-            if wrong == 0 && w.number >= needed {
-                found = Some((at + 1, state.clone()));
+            // Those that may have overtaken wrote no more than that.
+            let most = self.recent[at + 1..].iter().take(self.most);
+            if wrong as u64 <= most.map(|w| w.blocks).sum() {
+                let more = self.overtakers(content, at + 1, &good, &state, confirmed);
+                found = more.or(found);
             }
         }
-        let Some((count, state)) = found else {
+        let Some((through, state)) = found else {
+            let last = self.recent.iter().filter(|w| w.confirmed).map(|w| w.number);
             panic!(
-                "seed {}: the content is not that after any first N of {} writes (confirmed up to \
-                 {needed}); closest: {} blocks wrong after write {}",
-                self.seed, self.next, best.0, best.1,
+                "seed {}: the content is not that after any first N of {} writes and some of the {} under \
+                 way at once (confirmed up to {}); closest: {} blocks wrong after write {}",
+                self.seed,
+                self.next,
+                self.most,
+                last.max().unwrap_or(0),
+                best.0,
+                best.1,
             );
         };
-        let lost = self.recent.len() - count;
+        let lost = self.recent.len() - through;
         self.settled = state;
         self.recent.clear();
+        (self.flying, self.most) = (0, 0);
         lost
+    }
+
+    /// With the first `count` writes in `state`, and `good` telling which blocks hold just that: whether
+    /// every other block holds a write that was under way together with the first that is missing, and
+    /// with `confirmed` none that was confirmed is missing. Answers how many got through, and the state.
+    fn overtakers(
+        &self,
+        content: &(impl Blocks + ?Sized),
+        count: usize,
+        good: &[bool],
+        state: &[u64],
+        confirmed: bool,
+    ) -> Option<(usize, Vec<u64>)> {
+        let (with, after) = self.recent[count..].split_at(self.most.min(self.recent.len() - count));
+        if confirmed && after.iter().any(|w| w.confirmed) {
+            return None;
+        }
+        let mut state = state.to_vec();
+        let mut good = good.to_vec();
+        let mut through = count;
+        for w in with {
+            let blocks = || w.first..w.first + w.blocks;
+            // A write is there as a whole, but for what one that came after it wrote.
+            let mut there = false;
+            for block in blocks() {
+                if self.holds(content, w.number, block) {
+                    there = true;
+                    good[block as usize] = true;
+                    state[block as usize] = w.number;
+                }
+            }
+            through += usize::from(there);
+            let newer = |block: u64| {
+                with.iter().any(|n| {
+                    n.number != w.number
+                        && (n.first..n.first + n.blocks).contains(&block)
+                        && self.holds(content, n.number, block)
+                })
+            };
+            let whole = || blocks().all(|b| self.holds(content, w.number, b) || newer(b));
+            if (there || confirmed && w.confirmed) && !whole() {
+                return None;
+            }
+        }
+        good.iter().all(|g| *g).then_some((through, state))
     }
 
     fn name(&self, content: &(impl Blocks + ?Sized), block: u64) -> String {
