@@ -2,16 +2,9 @@
 //!
 //! Every 4 KiB block of every write has content of its own: seed, number of the write, block. One
 //! connection writes, in the order of the numbers, many requests in flight but never two that overlap.
-//! So the judge knows what a disk may hold:
-//!
-//! * after any loss ([`History::judge_blocks`]): in each block the last confirmed write, or one that
-//!   was under way after it;
-//! * on a peer that stayed alive when the Primary died ([`History::judge_prefix`]): the first N writes
-//!   for some N and some of those under way together with the next, under B and C with every confirmed
-//!   one (promise 4: a peer's disk is a prefix of the stream of writes; writes under way at the same
-//!   time have no order in it);
-//! * after a loss of power on all disks ([`History::judge_stable`]): in each block the last write that a
-//!   completed flush covers (or that was confirmed with FUA), or a later one, or sectors of several.
+//! So the judge (`load/judge.rs`) knows what a disk may hold.
+
+mod judge;
 
 use super::content::Blocks;
 use super::nbd::{Client, FLUSH, FUA, WRITE, WRITE_ZEROES};
@@ -24,13 +17,16 @@ use std::thread::JoinHandle;
 
 pub const BLOCK: usize = 4096;
 
+/// A write as the client knows it.
 #[derive(Debug, Clone, Copy)]
-struct Written {
-    number: u64,
+pub struct Written {
+    pub number: u64,
     first: u64,
     blocks: u64,
     zero: bool,
     confirmed: bool,
+    /// Once it was confirmed: the first number that had not been sent yet.
+    followers: u64,
     fua: bool,
     /// It was confirmed when the flush that is under way was sent.
     flushing: bool,
@@ -49,9 +45,6 @@ pub struct History {
     /// Since then, by number.
     recent: Vec<Written>,
     next: u64,
-    /// Writes under way, and the most there were at once since the last judgement.
-    flying: usize,
-    most: usize,
     /// Numbers of writes of zeroes.
     zeroes: std::collections::HashSet<u64>,
     /// Blocks in which a loss of power left sectors of several writes, each under a number of its own.
@@ -66,8 +59,6 @@ impl History {
             settled: vec![0; usize::try_from(size).expect("fits") / BLOCK],
             recent: Vec::new(),
             next: 1,
-            flying: 0,
-            most: 0,
             zeroes: [0].into(),
             torn: HashMap::new(),
             flushes: 0,
@@ -79,7 +70,7 @@ impl History {
     }
 
     /// What `block` holds after write `number`.
-    fn content(&self, number: u64, block: u64) -> Vec<u8> {
+    pub fn content(&self, number: u64, block: u64) -> Vec<u8> {
         if let Some(bytes) = self.torn.get(&number) {
             return bytes.clone();
         }
@@ -108,7 +99,8 @@ impl History {
         self.recent.iter().filter(|w| w.confirmed).count()
     }
 
-    fn begin(&mut self, first: u64, blocks: u64, zero: bool, fua: bool) -> Written {
+    /// The client sends a write of `blocks` blocks from `first` on.
+    pub fn begin(&mut self, first: u64, blocks: u64, zero: bool, fua: bool) -> Written {
         let number = self.next;
         self.next += 1;
         if zero {
@@ -120,21 +112,21 @@ impl History {
             blocks,
             zero,
             confirmed: false,
+            followers: 0,
             fua,
             flushing: false,
             stable: false,
             peer_has: false,
         };
         self.recent.push(written);
-        self.flying += 1;
-        self.most = self.most.max(self.flying);
         written
     }
 
-    fn confirm(&mut self, number: u64) {
+    /// The client is told that write `number` succeeded.
+    pub fn confirm(&mut self, number: u64) {
         let at = self.recent.partition_point(|w| w.number < number);
         self.recent[at].confirmed = true;
-        self.flying = self.flying.saturating_sub(1);
+        self.recent[at].followers = self.next;
         self.recent[at].stable = self.recent[at].fua;
     }
 
@@ -173,179 +165,6 @@ impl History {
             .flat_map(|w| w.first..w.first + w.blocks)
             .collect();
         (blocks.len() * BLOCK) as u64
-    }
-
-    /// Each block is one of those it may be; what it is holds from now on.
-    pub fn judge_blocks(&mut self, content: &(impl Blocks + ?Sized)) {
-        self.judge(content, |w| w.confirmed, false);
-    }
-
-    /// The same when every disk lost its power: only what is stable must be there, and a block may hold
-    /// sectors of several writes. Returns how many confirmed blocks are not the last that was written.
-    pub fn judge_stable(&mut self, content: &(impl Blocks + ?Sized)) -> usize {
-        let mut last: HashMap<u64, u64> = HashMap::new();
-        for w in self.recent.iter().filter(|w| w.confirmed) {
-            last.extend((w.first..w.first + w.blocks).map(|block| (block, w.number)));
-        }
-        self.judge(content, |w| w.stable, true);
-        let older = |(block, number): &(&u64, &u64)| {
-            let now = self.settled[**block as usize];
-            now < **number || self.torn.contains_key(&now)
-        };
-        last.iter().filter(older).count()
-    }
-
-    fn judge(
-        &mut self,
-        content: &(impl Blocks + ?Sized),
-        must: impl Fn(&Written) -> bool,
-        may_tear: bool,
-    ) {
-        let mut may: HashMap<u64, Vec<u64>> = HashMap::new();
-        for w in &self.recent {
-            for block in w.first..w.first + w.blocks {
-                let list = may
-                    .entry(block)
-                    .or_insert_with(|| vec![self.settled[block as usize]]);
-                if must(w) {
-                    list.clear();
-                }
-                list.push(w.number);
-            }
-        }
-        for block in 0..self.blocks() {
-            let known = [self.settled[block as usize]];
-            let candidates = may.get(&block).map_or(&known[..], Vec::as_slice);
-            let found = candidates
-                .iter()
-                .rev()
-                .find(|&&n| self.holds(content, n, block));
-            if found.is_none() && may_tear && self.is_mix(content, candidates, block) {
-                self.torn.insert(self.next, content.block(block).to_vec());
-                self.settled[block as usize] = self.next;
-                self.next += 1;
-                continue;
-            }
-            let Some(&number) = found else {
-                panic!(
-                    "seed {}: block {block} holds {}; it must be one of the writes {candidates:?}",
-                    self.seed,
-                    self.name(content, block),
-                );
-            };
-            self.settled[block as usize] = number;
-        }
-        self.recent.clear();
-        (self.flying, self.most) = (0, 0);
-    }
-
-    /// Each sector of the block is that of one of `candidates`.
-    fn is_mix(&self, content: &(impl Blocks + ?Sized), candidates: &[u64], block: u64) -> bool {
-        const SECTOR: usize = 512;
-        let whole: Vec<Vec<u8>> = candidates.iter().map(|&n| self.content(n, block)).collect();
-        content
-            .block(block)
-            .chunks(SECTOR)
-            .enumerate()
-            .all(|(n, sector)| whole.iter().any(|w| w[n * SECTOR..][..SECTOR] == *sector))
-    }
-
-    /// The content is that after the first N writes and some of those that were under way together with
-    /// the next one; with `confirmed`, no confirmed one is missing. (Writes under way at the same time have
-    /// no order: one that waits for the activity log is overtaken by one that need not.) Returns how many
-    /// writes under way did not get through.
-    pub fn judge_prefix(&mut self, content: &(impl Blocks + ?Sized), confirmed: bool) -> usize {
-        let mut state = self.settled.clone();
-        let mut good: Vec<bool> = (0..self.blocks())
-            .map(|b| self.holds(content, state[b as usize], b))
-            .collect();
-        let mut wrong = good.iter().filter(|g| !**g).count();
-        let mut best = (wrong, 0);
-        let mut found = self.overtakers(content, 0, &good, &state, confirmed);
-        for (at, w) in self.recent.iter().enumerate() {
-            for block in w.first..w.first + w.blocks {
-                let now = self.holds(content, w.number, block);
-                wrong = wrong + usize::from(!now) - usize::from(!good[block as usize]);
-                good[block as usize] = now;
-                state[block as usize] = w.number;
-            }
-            best = best.min((wrong, w.number));
-            // Those that may have overtaken wrote no more than that.
-            let most = self.recent[at + 1..].iter().take(self.most);
-            if wrong as u64 <= most.map(|w| w.blocks).sum() {
-                let more = self.overtakers(content, at + 1, &good, &state, confirmed);
-                found = more.or(found);
-            }
-        }
-        let Some((through, state)) = found else {
-            let last = self.recent.iter().filter(|w| w.confirmed).map(|w| w.number);
-            panic!(
-                "seed {}: the content is not that after any first N of {} writes and some of the {} under \
-                 way at once (confirmed up to {}); closest: {} blocks wrong after write {}",
-                self.seed,
-                self.next,
-                self.most,
-                last.max().unwrap_or(0),
-                best.0,
-                best.1,
-            );
-        };
-        let lost = self.recent.len() - through;
-        self.settled = state;
-        self.recent.clear();
-        (self.flying, self.most) = (0, 0);
-        lost
-    }
-
-    /// With the first `count` writes in `state`, and `good` telling which blocks hold just that: whether
-    /// every other block holds a write that was under way together with the first that is missing, and
-    /// with `confirmed` none that was confirmed is missing. Answers how many got through, and the state.
-    fn overtakers(
-        &self,
-        content: &(impl Blocks + ?Sized),
-        count: usize,
-        good: &[bool],
-        state: &[u64],
-        confirmed: bool,
-    ) -> Option<(usize, Vec<u64>)> {
-        let (with, after) = self.recent[count..].split_at(self.most.min(self.recent.len() - count));
-        if confirmed && after.iter().any(|w| w.confirmed) {
-            return None;
-        }
-        let mut state = state.to_vec();
-        let mut good = good.to_vec();
-        let mut through = count;
-        for w in with {
-            let blocks = || w.first..w.first + w.blocks;
-            // A write is there as a whole, but for what one that came after it wrote.
-            let mut there = false;
-            for block in blocks() {
-                if self.holds(content, w.number, block) {
-                    there = true;
-                    good[block as usize] = true;
-                    state[block as usize] = w.number;
-                }
-            }
-            through += usize::from(there);
-            let newer = |block: u64| {
-                with.iter().any(|n| {
-                    n.number != w.number
-                        && (n.first..n.first + n.blocks).contains(&block)
-                        && self.holds(content, n.number, block)
-                })
-            };
-            let whole = || blocks().all(|b| self.holds(content, w.number, b) || newer(b));
-            if (there || confirmed && w.confirmed) && !whole() {
-                return None;
-            }
-        }
-        good.iter().all(|g| *g).then_some((through, state))
-    }
-
-    fn name(&self, content: &(impl Blocks + ?Sized), block: u64) -> String {
-        let bytes = content.block(block);
-        let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
-        format!("write {} of block {}", number(0), number(8))
     }
 }
 

@@ -145,8 +145,8 @@ impl Stage {
         stage
     }
 
-    /// The Primary is gone under load: `node` takes over, and what it serves is judged. Its disk is a
-    /// prefix of the stream of writes, under B and C with every confirmed one.
+    /// The Primary is gone under load: `node` takes over, and what it serves is judged: its disk
+    /// has the writes in their order, under B and C every confirmed one.
     pub fn takes_over(&self, node: usize, history: &Mutex<History>) {
         let node = &self.nodes[node];
         node.wait("the peer is lost", |s| {
@@ -158,10 +158,10 @@ impl Stage {
         let mut history = history.lock().unwrap();
         if size <= 64 * MIB {
             let content = client.read_all().expect("reads");
-            history.judge_prefix(&content, confirmed);
+            history.judge_order(&content, confirmed);
         } else {
             // From the disk itself, where holes cost nothing.
-            history.judge_prefix(&Sparse::read(&node.disk, size), confirmed);
+            history.judge_order(&Sparse::read(&node.disk, size), confirmed);
         }
         client.disconnect();
     }

@@ -13,6 +13,7 @@ mod flood;
 mod hook;
 mod hook_fencing;
 mod interrupted_resync;
+mod judge;
 mod keepalive;
 mod large;
 mod link_cut;

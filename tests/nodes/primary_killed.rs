@@ -1,6 +1,6 @@
 //! The Primary dies under load; the other takes over; the old one returns and is brought up to date.
-//! Invariants: no confirmed write is lost under B and C; the survivor's disk is a prefix of the stream
-//! of writes; the returned node becomes SyncTarget, never source, and ends up equal.
+//! Invariants: no confirmed write is lost under B and C; the survivor's disk has no write without those
+//! confirmed before it was sent; the returned node becomes SyncTarget, never source, and ends up equal.
 
 use crate::harness::load::{History, Load, wait_for_writes};
 use crate::harness::nbd::Client;

@@ -4,7 +4,7 @@
 //!
 //! Invariants, after each cut:
 //! * of one machine: no confirmed write is missing, on either disk; a survivor that takes over holds
-//!   exactly the first N writes; when the Secondary's power is cut the client notices nothing;
+//!   each write whole, in their order; when the Secondary's power is cut the client notices nothing;
 //! * of both: no write that a completed flush covers, or that was confirmed with FUA, is missing;
 //! * the machines find each other again without help and end up equal, byte for byte.
 
@@ -174,7 +174,7 @@ impl Story {
         client.disconnect();
         let mut history = self.history.lock().unwrap();
         self.confirmed += history.confirmed();
-        history.judge_prefix(&content, true);
+        history.judge_order(&content, true);
         drop(history);
         self.primary = new;
         let load = self.load();

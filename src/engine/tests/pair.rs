@@ -129,7 +129,7 @@ fn done(op: OpId, result: Result<(), i32>) -> Input {
 }
 
 /// Bytes of an extent of the activity log.
-const EXTENT: u32 = 64 << 10;
+pub(crate) const EXTENT: u32 = 64 << 10;
 
 fn layout() -> Layout {
     // Internal metadata behind DATA bytes of data.

@@ -1,6 +1,6 @@
 //! The stories, one test each.
 
-use super::pair::{DATA, Pair, V};
+use super::pair::{DATA, EXTENT, Pair, V};
 use crate::command::{Command, RefusalKind};
 use crate::event::{ConnState, DiskState, Role};
 use crate::input::RequestKind;
@@ -119,6 +119,38 @@ fn overlapping_writes_land_in_one_order_everywhere() {
         }
         pair.settle();
         pair.expect_in_sync();
+    });
+}
+
+/// Promise 4 orders what is confirmed before the next is sent, not what is under way together.
+#[test]
+fn a_write_that_waits_for_the_activity_log_is_overtaken_by_one_that_need_not() {
+    each(|seed, protocol| {
+        let mut pair = Pair::in_sync(seed, protocol);
+        let (hot, cold) = (0, 10 * u64::from(EXTENT));
+        pair.write(0, hot, 4096, 1);
+        pair.settle();
+        let waits = pair.submit_write(0, cold, 4096, 2);
+        let log = pair.take_completions(0);
+        assert_eq!(log.len(), 1, "the block of the log that names the extent");
+        let passes = pair.submit_write(0, hot, 4096, 3);
+        pair.settle();
+        assert_eq!(
+            pair.nodes[0].replies.get(&passes),
+            Some(&Ok(())),
+            "{}",
+            pair.dump()
+        );
+        assert_eq!(pair.nodes[0].replies.get(&waits), None);
+        let at = |offset: u64| usize::try_from(offset).expect("small");
+        assert_eq!(pair.content(1)[at(hot)], 3);
+        assert_eq!(pair.content(1)[at(cold)], 0);
+        for input in log {
+            pair.feed(0, input);
+        }
+        pair.wait_reply(0, waits).expect("a good disk");
+        pair.settle();
+        assert_eq!(pair.content(1)[at(cold)], 2);
     });
 }
 
