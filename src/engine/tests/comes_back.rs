@@ -609,3 +609,63 @@ fn a_disk_that_fails_again_at_once_is_still_older() {
     }
     assert!(failed > 1, "failed {failed} times");
 }
+
+/// The copy that a Primary without a disk was promoted on, or goes on with, is nobody's older one, whenever its
+/// own disk goes out of use: nothing can have been written without it.
+#[test]
+fn the_only_copy_is_never_older() {
+    type Story = fn(&mut Pair, u64);
+    let stories: [(&str, Story); 2] = [
+        ("as it is promoted on", |pair, some| {
+            pair.order(0, Command::Secondary).expect("nobody holds it");
+            pair.order(0, DETACH).expect("nobody needs it");
+            pair.settle();
+            pair.order_async(0, Command::Primary { force: false });
+            for _ in 0..some {
+                pair.step();
+            }
+            pair.order_async(1, Command::Detach { force: true });
+        }),
+        (
+            "with a generation of which the Primary did not hear",
+            |pair, some| {
+                pair.order_async(0, DETACH);
+                for _ in 0..some {
+                    pair.step();
+                }
+                pair.cut();
+                pair.settle();
+                pair.order_async(1, Command::Detach { force: true });
+                pair.settle();
+                pair.cable = true;
+            },
+        ),
+    ];
+    for (what, story) in stories {
+        let mut met = 0;
+        for seed in 1..10 {
+            for some in 0..20 {
+                let mut pair = pair(seed);
+                pair.write(0, BLOCK, 4096, 2);
+                pair.settle();
+                story(&mut pair, some);
+                settle_handlers(&mut pair);
+                if pair.disk(0) != DiskState::Diskless || pair.disk(1) != DiskState::Diskless {
+                    continue;
+                }
+                met += 1;
+                pair.cut();
+                settle_handlers(&mut pair);
+                pair.attach(1);
+                settle_handlers(&mut pair);
+                assert_eq!(
+                    pair.disk(1),
+                    DiskState::UpToDate,
+                    "{what}, seed {seed}, {some} steps: {}",
+                    pair.dump()
+                );
+            }
+        }
+        assert!(met > 30, "{what}: met {met} times");
+    }
+}
