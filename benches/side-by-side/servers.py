@@ -144,7 +144,7 @@ class Twinblk(Server):
     def calls(self):
         nodes = ("alpha",) if self.alone else ("alpha", "bravo")
         drivers = [self.status(node)["driver"] for node in nodes]
-        return sum(d["enters"] + d["calls"] for d in drivers), drivers[0]["requests"]
+        return sum(d["enters"] + d["calls"] + d["yields"] for d in drivers), drivers[0]["requests"]
 
     def resync(self):
         """Seconds of a full resync of everything that was written."""

@@ -316,6 +316,9 @@ pub(crate) struct DriverStatus {
     /// Other system calls made for I/O.
     #[serde(default)]
     pub(crate) calls: u64,
+    /// `sched_yield` calls, made while looking for what comes next before sleeping (`poll-us`).
+    #[serde(default)]
+    pub(crate) yields: u64,
     /// Requests answered.
     pub(crate) requests: u64,
 }

@@ -407,10 +407,11 @@ pub(crate) static OPTIONS: [OptionRow; 27] = [
             max: 1000,
             unit: "microseconds",
         },
-        Value::Number(0),
+        Value::Number(100),
         How::NeedsDownUp,
-        "How long to look for the answer of a disk or peer before sleeping, while requests of clients \
-         are under way and such answers come as soon as that. Trades CPU for latency; 0 never looks.",
+        "How long to look for the next answer or request before sleeping, where such have come as soon as \
+         that. Saves waking a processor that would be halted, gives way to whoever else wants to run; 0 \
+         never looks.",
     ),
     row(
         Key::AutoPromote,

@@ -109,6 +109,7 @@ pub(crate) fn up(config: &config::Resource, reply: StatusReply) -> ResourceStatu
             nbd_connections: driver.nbd_connections,
             enters: driver.enters,
             calls: driver.calls,
+            yields: driver.yields,
             requests: driver.requests,
         }),
     }

@@ -23,6 +23,7 @@ pub(crate) fn driver_status(counters: Counters, core: &Core, volumes: &[VolumeIo
         nbd_connections: counters.connections,
         enters: core.ring.enters,
         calls: core.ring.calls,
+        yields: core.ring.yields,
         requests: counters.requests,
     }
 }

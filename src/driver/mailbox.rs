@@ -88,6 +88,8 @@ pub(crate) struct DriverStatus {
     pub(crate) enters: u64,
     /// Other system calls made for I/O: sends, and reads and writes of disks driven inline.
     pub(crate) calls: u64,
+    /// `sched_yield` calls while looking for completions before sleeping (`poll-us`).
+    pub(crate) yields: u64,
     /// Client requests answered.
     pub(crate) requests: u64,
 }
@@ -102,6 +104,7 @@ impl Default for DriverStatus {
             nbd_connections: 0,
             enters: 0,
             calls: 0,
+            yields: 0,
             requests: 0,
         }
     }

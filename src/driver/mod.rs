@@ -63,7 +63,7 @@ use twinblk_engine::config::ResourceConfig;
 pub(crate) struct DriverOptions {
     /// Memory for payloads; kept between 32 MiB and 2 GiB.
     pub(crate) buffer_bytes: u64,
-    /// How long to look for a disk's or peer's answer before sleeping, in microseconds.
+    /// How long to look for what comes next before sleeping, in microseconds.
     pub(crate) poll_us: u64,
 }
 

@@ -11,7 +11,7 @@ use super::disk_ring;
 use super::mailbox::{FromLoop, MAX_NBD_CONNECTIONS, StatusReply, ToLoop};
 use super::nbd_links::NbdLinks;
 use super::peers::Peers;
-use super::polling::Polling;
+use super::polling::{Polling, Wait};
 use super::ring::{Completion, Kind, Ring, Token};
 use super::slab::{Key, Slab};
 use super::timers::{Clock, sleep};
@@ -204,26 +204,20 @@ impl Turn {
             }
         }
         self.deadline = self.engine.next_deadline();
-        let awaited = self.engine.has_requests();
+        let wait = match self.engine.has_requests() {
+            true => Wait::Answer,
+            false => Wait::Request,
+        };
         let start = self.clock.now();
-        let mut now = start;
-        if let Some(until) = self.polling.until(now, awaited) {
-            while now < until {
-                self.core.ring.enter(true, Some(Duration::ZERO))?;
-                self.core.ring.reap(&mut self.completions);
-                if !self.completions.is_empty() {
-                    return Ok(());
-                }
-                now = self.clock.now();
-            }
+        if !self.polling.look(&mut self.core.ring, self.clock, wait)? {
+            let timeout = sleep(
+                self.clock.now(),
+                [self.deadline, self.peers.deadline(), self.nbd.deadline()],
+            );
+            self.core.ring.enter(true, timeout)?;
+            self.polling.waited(start, self.clock.now(), wait);
         }
-        let timeout = sleep(
-            now,
-            [self.deadline, self.peers.deadline(), self.nbd.deadline()],
-        );
-        self.core.ring.enter(true, timeout)?;
         self.core.ring.reap(&mut self.completions);
-        self.polling.waited(start, self.clock.now(), awaited);
         Ok(())
     }
 
