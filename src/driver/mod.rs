@@ -71,7 +71,7 @@ impl Default for DriverOptions {
     fn default() -> Self {
         Self {
             buffer_bytes: 32 << 20,
-            poll_us: 0,
+            poll_us: 100,
         }
     }
 }

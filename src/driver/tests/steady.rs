@@ -96,11 +96,12 @@ fn no_io_allocates_in_the_steady_state() {
     }
 }
 
-/// Counted by the loops themselves, of both nodes: io_uring_enter, sends, and what is done inline.
+/// Counted by the loops themselves, of both nodes: io_uring_enter, sends, and what is done inline. While they
+/// look for what comes next they also give way to others, by the clock: that is printed, not bounded.
 #[test]
 fn a_write_costs_few_system_calls() {
     // (at once, most calls per write without those that an inline disk needs for itself)
-    let limits = [(1, 8.5), (16, 5.0), (64, 1.0)];
+    let limits = [(1, 12.5), (16, 5.0), (64, 1.0)];
     for place in ["/dev/shm", "/var/tmp"] {
         let Ok(directory) = tempfile::tempdir_in(place) else {
             continue;
@@ -108,25 +109,30 @@ fn a_write_costs_few_system_calls() {
         let (one, two) = pair(directory.path(), &Options::default());
         let size = one.status().status.volumes[0].size;
         let mut client = one.client(true);
-        let calls = || -> u64 {
-            [&one, &two]
-                .map(|node| node.status().driver)
-                .iter()
-                .map(|driver| driver.enters + driver.calls)
-                .sum()
+        let calls = || {
+            let drivers = [&one, &two].map(|node| node.status().driver);
+            drivers.iter().fold((0, 0), |(calls, yields), driver| {
+                (calls + driver.enters + driver.calls, yields + driver.yields)
+            })
         };
         load(&mut client, WRITE, 64, MANY, size);
         for (depth, limit) in limits {
             let before = calls();
             load(&mut client, WRITE, depth, MANY, size);
-            let all = (calls() - before) as f64 / MANY as f64;
-            println!("{place}, {depth} at once: {all:.2} system calls per write");
+            let after = calls();
+            let per_write = |now: u64, before: u64| (now - before) as f64 / MANY as f64;
+            let all = per_write(after.0, before.0);
+            let yields = per_write(after.1, before.1);
+            println!(
+                "{place}, {depth} at once: {all:.2} system calls per write, gave way {yields:.2} times"
+            );
             let disks = if place == "/dev/shm" { 2.0 } else { 0.0 };
             assert!(
                 all - disks <= limit,
                 "{place}, {depth} at once: {all:.2} system calls per write"
             );
         }
+        assert!(calls().1 > 0, "they look before they sleep");
         drop(client);
         one.wait("no client", |s| s.status.open_clients.is_empty());
         one.down(false);
