@@ -23,29 +23,11 @@ class Many(servers.Twinblk):
     count = 1
 
     def start(self):
-        port = next(self.ports)
-        (self.dir / "config").mkdir()
         names = [f"r{i}" for i in range(self.count)]
-        for number, name in enumerate(names):
-            text = f'[resource]\nname = "{name}"\nprotocol = "C"\nshared-secret = "{"00" * 16}"\n'
-            for i, node in enumerate(("alpha", "bravo")):
-                disk = self.dir / f"{node}-{name}.img"
-                with open(disk, "wb") as f:
-                    f.truncate(self.size + max(64 << 20, self.size >> 10))
-                text += (f'[node.{node}]\nid = {i}\naddress = "127.0.0.{i + 1}:{port + number}"\n'
-                         f'disk = "{disk}"\nexport = "unix:{self.dir}/{node}-{name}.nbd"\n')
-            path = self.dir / "config" / f"{name}.toml"
-            path.write_text(text)
-            path.chmod(0o600)
-        for _ in names:
-            next(self.ports)
+        for name in names:
+            self.configure(name, max(64 << 20, self.size >> 10))
         for node in ("alpha", "bravo"):
-            for name in names:
-                self.run(node, "create-md", name, "--config", self.dir / "config", "--node", node)
-            self.spawn(self.program, "daemon", "--config", self.dir / "config", "--state",
-                       self.dir / f"{node}.state", "--node", node, "--control",
-                       self.dir / f"{node}.ctl", env={**os.environ, "RUST_LOG": "warn"})
-            self.wait_socket(self.dir / f"{node}.ctl")
+            self.daemon(node, names)
         self.began = time.monotonic()
         for node in ("alpha", "bravo"):
             for name in names:
@@ -55,7 +37,7 @@ class Many(servers.Twinblk):
             self.run("alpha", "new-current-uuid", "--clear-bitmap", name)
             self.run("alpha", "primary", name)
         self.took = time.monotonic() - self.began
-        self.uris = [f"nbd+unix:///{n}?socket={self.dir}/alpha-{n}.nbd" for n in names]
+        self.uris = [f"nbd+unix:///{n}?socket={self.export(n)}" for n in names]
 
     def memory(self):
         """MiB resident of the Primary's daemon."""

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -102,6 +103,24 @@ def nbdcopy(directory, size):
         target.unlink()
 
 
+def versions():
+    """Of what is measured and what measures, and of the processor."""
+    def first(*argv):
+        out = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+        return out.splitlines()[0] if out else "?"
+    model = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text()
+                  .splitlines() if line.startswith("model name")), platform.machine())
+    return {"cpu": model, "programs": ", ".join([
+        first(servers.Twinblk.program, "--version"), first("fio", "--version"),
+        first("nbdkit", "--version"), first("qemu-storage-daemon", "--version")])}
+
+
+def stolen():
+    """Seconds the hypervisor took from this machine's processors, over all."""
+    fields = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def middle(values):
     return statistics.median(values) if values else None
 
@@ -159,6 +178,7 @@ def main():
     results = {name: {} for name in peers}
     rates = {"resync": [], "nbdcopy": []}
     trips = []
+    began, lost = time.monotonic(), stolen()
     with tempfile.TemporaryDirectory(prefix="twinblk-bench-", dir="/dev/shm") as directory:
         directory = pathlib.Path(directory)
         for number in range(rounds):
@@ -183,10 +203,12 @@ def main():
             rates["nbdcopy"].append(nbdcopy(directory, size))
     about = {
         "date": datetime.date.today().isoformat(),
-        "cpu": platform.processor() or platform.machine(),
-        "cores": len(__import__("os").sched_getaffinity(0)),
+        **versions(),
+        "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "rounds": rounds, "seconds": seconds, "size_mib": args.size,
+        "stolen_percent": round(100 * (stolen() - lost) / (time.monotonic() - began)
+                                / os.cpu_count(), 1),
         "tcp_round_trip_us": middle([t for t in trips if t]),
         "resync_mib_s": middle(rates["resync"]) and middle(rates["resync"]) / (1 << 20),
         "nbdcopy_mib_s": middle(rates["nbdcopy"]) and middle(rates["nbdcopy"]) / (1 << 20),

@@ -3,7 +3,7 @@
 import html
 import statistics
 
-COLOURS = ["#0b3d91", "#2e6fdb", "#7fb0ff", "#b9d3ff", "#777777", "#b5651d", "#d9a066", "#8f3b76"]
+COLOURS = ["#0b3d91", "#5b4fcf", "#2e6fdb", "#7fb0ff", "#b9d3ff", "#777777", "#b5651d", "#d9a066", "#8f3b76"]
 
 
 def svg(results, loads, about):
@@ -20,9 +20,9 @@ def svg(results, loads, about):
            f'{about["cores"]} cores, Linux {html.escape(about["kernel"])}; medians of '
            f'{about["rounds"]} rounds</text>']
     for i, peer in enumerate(peers):
-        x = 10 + i % 4 * 235
-        y = 38 + i // 4 * 16
-        out.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{COLOURS[i % 8]}"/>'
+        x = 10 + i % 5 * 188
+        y = 38 + i // 5 * 16
+        out.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{COLOURS[i % len(COLOURS)]}"/>'
                    f'<text x="{x + 14}" y="{y}">{html.escape(peer)}</text>')
     for row, load in enumerate(loads):
         unit = "MiB/s" if load.startswith("1M") else "iops"
@@ -37,7 +37,7 @@ def svg(results, loads, about):
             y = top + i * bar
             length = width * values[peer] / most
             out.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" '
-                       f'fill="{COLOURS[i % 8]}"/><text x="{left + length + 4:.1f}" '
+                       f'fill="{COLOURS[i % len(COLOURS)]}"/><text x="{left + length + 4:.1f}" '
                        f'y="{y + bar - 4}" font-size="10">{values[peer]:,.0f} {unit}</text>')
     out.append("</svg>")
     return "\n".join(out) + "\n"

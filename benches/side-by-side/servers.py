@@ -102,35 +102,50 @@ class Twinblk(Server):
     program = None
     protocol = "C"
     alone = False
+    # Lines of the section `options`.
+    options = ""
     ports = iter(range(20000, 30000))
 
     def start(self):
-        port = next(self.ports)
-        (self.dir / "config").mkdir()
-        text = f'[resource]\nname = "r0"\nprotocol = "{self.protocol}"\nshared-secret = "{"00" * 16}"\n'
-        for i, node in enumerate(("alpha", "bravo")):
-            disk = self.dir / f"{node}.img"
-            with open(disk, "wb") as f:
-                f.truncate(self.size + (64 << 20))
-            text += (f'[node.{node}]\nid = {i}\naddress = "127.0.0.{i + 1}:{port}"\n'
-                     f'disk = "{disk}"\nexport = "unix:{self.dir}/{node}.nbd"\n')
-        config = self.dir / "config" / "r0.toml"
-        config.write_text(text)
-        config.chmod(0o600)
+        self.configure("r0", 64 << 20)
         nodes = ("alpha",) if self.alone else ("alpha", "bravo")
         for node in nodes:
-            self.run(node, "create-md", "r0", "--config", self.dir / "config", "--node", node)
-            self.spawn(self.program, "daemon", "--config", self.dir / "config", "--state",
-                       self.dir / f"{node}.state", "--node", node, "--control",
-                       self.dir / f"{node}.ctl", env={**os.environ, "RUST_LOG": "warn"})
-            self.wait_socket(self.dir / f"{node}.ctl")
+            self.daemon(node, ["r0"])
         for node in nodes:
             self.run(node, "up", "r0")
         self.run("alpha", "primary", "--force", "r0")
         if not self.alone:
             self.run("alpha", "wait-sync", "r0", "--timeout", PATIENCE)
-        self.path = self.dir / "alpha.nbd"
+        self.path = self.export("r0")
         self.uri = f"nbd+unix:///r0?socket={self.path}"
+
+    def export(self, name, node="alpha"):
+        return self.dir / f"{node}-{name}.nbd"
+
+    def configure(self, name, room):
+        """Both nodes' configuration and empty disks of a resource; `room` for metadata, in bytes."""
+        port = next(self.ports)
+        text = (f'[resource]\nname = "{name}"\nprotocol = "{self.protocol}"\n'
+                f'shared-secret = "{"00" * 16}"\n[options]\n{self.options}\n')
+        for i, node in enumerate(("alpha", "bravo")):
+            disk = self.dir / f"{node}-{name}.img"
+            with open(disk, "wb") as f:
+                f.truncate(self.size + room)
+            text += (f'[node.{node}]\nid = {i}\naddress = "127.0.0.{i + 1}:{port}"\n'
+                     f'disk = "{disk}"\nexport = "unix:{self.export(name, node)}"\n')
+        config = self.dir / "config" / f"{name}.toml"
+        config.parent.mkdir(exist_ok=True)
+        config.write_text(text)
+        config.chmod(0o600)
+
+    def daemon(self, node, names):
+        """A node's daemon, with fresh metadata on its disks."""
+        for name in names:
+            self.run(node, "create-md", name, "--config", self.dir / "config", "--node", node)
+        self.spawn(self.program, "daemon", "--config", self.dir / "config", "--state",
+                   self.dir / f"{node}.state", "--node", node, "--control",
+                   self.dir / f"{node}.ctl", env={**os.environ, "RUST_LOG": "warn"})
+        self.wait_socket(self.dir / f"{node}.ctl")
 
     def run(self, node, *args):
         subprocess.run([str(self.program), "--control", str(self.dir / f"{node}.ctl"),
@@ -164,6 +179,10 @@ class TwinblkB(Twinblk):
 
 class TwinblkAlone(Twinblk):
     alone = True
+
+
+class TwinblkSleeps(Twinblk):
+    options = "poll-us = 0"
 
 
 class Qemu(Server):
@@ -255,6 +274,7 @@ class Mirror(Qemu):
 
 PEERS = {
     "twinblk C": Twinblk,
+    "twinblk C, poll-us 0": TwinblkSleeps,
     "twinblk B": TwinblkB,
     "twinblk A": TwinblkA,
     "twinblk, no peer": TwinblkAlone,

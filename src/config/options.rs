@@ -410,7 +410,7 @@ pub(crate) static OPTIONS: [OptionRow; 27] = [
         Value::Number(100),
         How::NeedsDownUp,
         "How long to look for the next answer or request before sleeping, where such have come as soon as \
-         that. Saves waking a processor that would be halted, gives way to whoever else wants to run; 0 \
+         that. Saves waking a processor that would be halted, for some CPU; other processes go first. 0 \
          never looks.",
     ),
     row(

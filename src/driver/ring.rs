@@ -1,4 +1,4 @@
-//! The ring: set up for one thread that submits and waits in one call, restricted to the operations
+//! The ring: set up for one thread that submits and waits in one call or looks without one, restricted to the operations
 //! used here, and the names its completions carry.
 //!
 //! Invariants:
@@ -296,8 +296,7 @@ impl Ring {
         }
     }
 
-    /// Submits what is queued, and looks whether completions are there for [`Self::reap`], or may be, without
-    /// sleeping. Costs a system call only if something was queued or the kernel has work to finish here.
+    /// Submits what is queued, and looks whether completions are there for [`Self::reap`], without sleeping. Costs a system call only if something was queued or the kernel has work to finish here.
     pub(crate) fn look(&mut self) -> io::Result<bool> {
         let queue = self.ring.submission();
         let due = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();

@@ -29,12 +29,9 @@ impl Clock {
 /// a mistake there must not burn a processor.
 const GRACE: Duration = Duration::from_millis(1);
 
-/// How long to sleep at `now` for the earliest of `deadlines`; `None` is for ever.
-pub(crate) fn sleep(
-    now: Instant,
-    deadlines: impl IntoIterator<Item = Option<Instant>>,
-) -> Option<Duration> {
-    let next = deadlines.into_iter().flatten().min()?;
+/// How long to sleep at `now` for `deadline`; `None` is for ever.
+pub(crate) fn sleep(now: Instant, deadline: Option<Instant>) -> Option<Duration> {
+    let next = deadline?;
     Some(if next > now { next.since(now) } else { GRACE })
 }
 
@@ -43,12 +40,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_earliest_deadline_counts() {
+    fn a_deadline_that_has_passed_burns_no_processor() {
         let now = Instant(1000);
-        assert_eq!(sleep(now, [None, None]), None);
-        let times = [Some(Instant(5000)), None, Some(Instant(3000))];
-        assert_eq!(sleep(now, times), Some(Duration::from_nanos(2000)));
-        assert_eq!(sleep(now, [Some(Instant(10))]), Some(GRACE));
+        assert_eq!(sleep(now, None), None);
+        assert_eq!(
+            sleep(now, Some(Instant(3000))),
+            Some(Duration::from_nanos(2000))
+        );
+        assert_eq!(sleep(now, Some(Instant(10))), Some(GRACE));
     }
 
     #[test]

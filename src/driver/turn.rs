@@ -1,5 +1,6 @@
 //! The turn, again and again: completions, mailbox and time become inputs of the engine, its outputs
-//! are carried out, everything is submitted in one call that also waits.
+//! are carried out, everything is submitted in one call that also waits, or in one of its own
+//! if it pays to look for completions before sleeping (see `polling.rs`).
 //!
 //! Invariant: the mailbox is looked at only when the engine has seen every input, so that a new link
 //! to a peer is never taken for the old one.
@@ -11,7 +12,7 @@ use super::disk_ring;
 use super::mailbox::{FromLoop, MAX_NBD_CONNECTIONS, StatusReply, ToLoop};
 use super::nbd_links::NbdLinks;
 use super::peers::Peers;
-use super::polling::{Polling, Wait};
+use super::polling::{Looked, Polling, Wait};
 use super::ring::{Completion, Kind, Ring, Token};
 use super::slab::{Key, Slab};
 use super::timers::{Clock, sleep};
@@ -206,18 +207,23 @@ impl Turn {
         self.deadline = self.engine.next_deadline();
         let wait = match self.engine.has_requests() {
             true => Wait::Answer,
-            false => Wait::Request,
+            false => Wait::Other,
         };
+        let deadlines = [self.deadline, self.peers.deadline(), self.nbd.deadline()];
+        let deadline = deadlines.into_iter().flatten().min();
         let start = self.clock.now();
-        if !self.polling.look(&mut self.core.ring, self.clock, wait)? {
-            let timeout = sleep(
-                self.clock.now(),
-                [self.deadline, self.peers.deadline(), self.nbd.deadline()],
-            );
-            self.core.ring.enter(true, timeout)?;
-            self.polling.waited(start, self.clock.now(), wait);
+        let ring = &mut self.core.ring;
+        let looked = self.polling.look(ring, self.clock, wait, deadline)?;
+        let now = self.clock.now();
+        // What came due while it looked is not slept over.
+        let due = deadline.is_some_and(|deadline| start < deadline && deadline <= now);
+        if looked != Looked::Found && !due {
+            ring.enter(true, sleep(now, deadline))?;
+            if looked == Looked::No {
+                self.polling.slept(start, self.clock.now(), wait);
+            }
         }
-        self.core.ring.reap(&mut self.completions);
+        ring.reap(&mut self.completions);
         Ok(())
     }
 

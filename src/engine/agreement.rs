@@ -516,8 +516,8 @@ impl Resource {
                 Direction::Target if self.may_lack(p, v) => {
                     let reason = format!(
                         "{name} may lack writes that clients were told are done, and would be copied onto \
-                         this disk; if the disk that was in use here before has them, attach that one; if none has, \
-                         give them up: `twinblk secondary --force RES`, then attach this one"
+                         this disk; if the disk that was in use here before has them, attach that one; if \
+                         none has, give them up: `twinblk secondary --force RES`, then attach this one"
                     );
                     self.disk_out_of_use(v, reason, false);
                     out_of_use = true;

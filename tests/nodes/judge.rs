@@ -65,7 +65,7 @@ fn a_write_that_was_under_way_may_be_overtaken() {
         story.has(hot, 1 + n % 2);
         story.history.confirm(hot);
     }
-    assert!(cold == 1);
+    assert_eq!(cold, 1);
     assert_eq!(story.judge(true), Ok(1));
 }
 
@@ -76,7 +76,11 @@ fn none_is_there_without_what_was_confirmed_before_it_was_sent() {
     story.history.confirm(early);
     let late = story.sent(1, 1);
     story.has(late, 1);
-    complains(story, false, "write 2 is there without write 1");
+    complains(
+        story,
+        false,
+        "write 1 is missing, was confirmed before write 2 was sent, and write 2 is there",
+    );
 }
 
 #[test]
@@ -155,4 +159,40 @@ fn zeroes_accuse_nobody_unless_all_they_can_be_is_missing() {
     let zeroes = story.history.begin(0, 1, true, false).number;
     story.history.confirm(zeroes);
     complains(story, true, "write 2 is missing, and was confirmed");
+
+    // Each block by itself may be of some write, but not all of them together: without the zeroes the first
+    // write is missing, with them they are there in part.
+    for confirmed in [false, true] {
+        let mut story = Story::new();
+        for first in [0, 1] {
+            let data = story.sent(first, 2);
+            story.history.confirm(data);
+        }
+        story.history.begin(0, 3, true, false);
+        story.has(2, 1);
+        story.has(2, 2);
+        complains(story, confirmed, "is ");
+    }
+}
+
+#[test]
+fn what_is_missing_is_nowhere() {
+    // Zeroes that may be there cover what must be.
+    let mut story = Story::new();
+    let data = story.sent(0, 1);
+    story.history.confirm(data);
+    story.history.begin(0, 2, true, false);
+    assert_eq!(story.judge(true), Ok(0));
+
+    // Zeroes of which one block is missing for certain do not.
+    let mut story = Story::new();
+    let below = story.sent(1, 1);
+    story.history.confirm(below);
+    story.has(below, 1);
+    let data = story.sent(0, 1);
+    story.history.confirm(data);
+    story.history.begin(0, 2, true, false);
+    let other = story.sent(2, 1);
+    story.has(other, 2);
+    complains(story, false, "write 3 is there in part");
 }

@@ -96,6 +96,17 @@ impl Node {
 
     /// The same under another name, which is part of its thread's.
     pub(super) fn up_as(resource: &str, path: PathBuf, id: u8, options: Options) -> Self {
+        Self::driven(resource, path, id, options, DriverOptions::default())
+    }
+
+    /// The same with settings of its loop.
+    pub(super) fn driven(
+        resource: &str,
+        path: PathBuf,
+        id: u8,
+        options: Options,
+        driver: DriverOptions,
+    ) -> Self {
         let volume = open(&path, id).expect("the disk opens");
         let name = |id: u8| ["alpha", "bravo"][usize::from(id)].to_owned();
         let node = |id: u8| NodeConfig {
@@ -115,11 +126,10 @@ impl Node {
             seed: 5 + u64::from(id),
         };
         let (to_daemon, reports) = unbounded_channel();
-        let options = DriverOptions::default();
         let config = StartConfig {
             engine,
             volumes: vec![volume],
-            options,
+            options: driver,
             to_daemon,
         };
         let (handle, thread) = start(config).expect("a loop");

@@ -3,7 +3,7 @@
 use super::pair::{DATA, EXTENT, Pair, V};
 use crate::command::{Command, RefusalKind};
 use crate::event::{ConnState, DiskState, Role};
-use crate::input::RequestKind;
+use crate::input::{Input, RequestKind};
 use twinblk_protocol::control::Protocol;
 
 const ALL: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
@@ -132,7 +132,8 @@ fn a_write_that_waits_for_the_activity_log_is_overtaken_by_one_that_need_not() {
         pair.settle();
         let waits = pair.submit_write(0, cold, 4096, 2);
         let log = pair.take_completions(0);
-        assert_eq!(log.len(), 1, "the block of the log that names the extent");
+        let named = matches!(log[..], [Input::Meta { .. }]);
+        assert!(named, "the block of the log that names the extent: {log:?}");
         let passes = pair.submit_write(0, hot, 4096, 3);
         pair.settle();
         assert_eq!(

@@ -11,7 +11,17 @@
 
 use super::{History, Written};
 use crate::harness::content::Blocks;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Why a write must be there.
+#[derive(Debug, Clone, Copy)]
+enum Because {
+    Confirmed,
+    /// A block is its own for certain.
+    Seen,
+    /// It was confirmed before this one was sent, which is there.
+    Of(u64),
+}
 
 impl History {
     /// For each block that was written to, the writes that may be in it, oldest first: not those that one
@@ -36,53 +46,80 @@ impl History {
     /// see the head of this file. `confirmed`: nothing that was confirmed may be missing. Returns how many
     /// writes did not get through.
     ///
-    /// Writes of zeroes cannot be told from each other, nor from a block never written. A block of zeroes
-    /// counts as whichever of them accuses nobody.
+    /// Writes of zeroes cannot be told from each other, nor from a block never written. So what each block
+    /// may hold is narrowed down until nothing more follows; what is left accuses nobody.
     pub fn judge_order(&mut self, content: &(impl Blocks + ?Sized), confirmed: bool) -> usize {
-        let mut newest = Vec::new();
-        // Writes of which a block is there that can be of no other.
-        let mut there = BTreeSet::new();
-        let may = self.candidates(|_| false);
+        let mut may = self.candidates(|_| false);
         for block in 0..self.blocks() {
-            let known = [self.settled[block as usize]];
-            let candidates = may.get(&block).map_or(&known[..], Vec::as_slice);
-            let mut found = candidates.to_vec();
-            found.retain(|&number| self.holds(content, number, block));
-            match found[..] {
-                [] => self.foreign(content, block, candidates),
-                [only] => _ = there.insert(only),
-                _ => {}
+            let Some(list) = may.get_mut(&block) else {
+                let settled = self.settled[block as usize];
+                if !self.holds(content, settled, block) {
+                    self.foreign(content, block, &[settled]);
+                }
+                continue;
+            };
+            let all = list.clone();
+            list.retain(|&number| self.holds(content, number, block));
+            if list.is_empty() {
+                self.foreign(content, block, &all);
             }
-            newest.extend(found.last());
         }
-        let lacks = |w: &&Written| {
-            (w.first..w.first + w.blocks).any(|block| newest[block as usize] < w.number)
-        };
-        let missing: Vec<&Written> = self.recent.iter().filter(lacks).collect();
-        for w in &missing {
-            let (seed, number) = (self.seed, w.number);
-            assert!(
-                !there.contains(&number),
-                "seed {seed}: write {number} is there in part"
-            );
-            if w.confirmed {
-                assert!(
-                    !confirmed,
-                    "seed {seed}: write {number} is missing, and was confirmed"
-                );
-                if let Some(later) = there.range(w.followers..).next() {
-                    panic!(
-                        "seed {seed}: write {later} is there without write {number}, which was confirmed \
-                         before write {} was sent",
-                        w.followers
-                    );
+        let mut there: BTreeMap<u64, Because> = self
+            .recent
+            .iter()
+            .filter(|w| confirmed && w.confirmed)
+            .map(|w| (w.number, Because::Confirmed))
+            .collect();
+        let mut missing = BTreeSet::new();
+        loop {
+            let known = (there.len(), missing.len());
+            for list in may.values() {
+                if let [only] = list[..] {
+                    there.entry(only).or_insert(Because::Seen);
                 }
             }
+            let last = there.keys().next_back().copied().unwrap_or(0);
+            for w in &self.recent {
+                if w.confirmed && w.followers <= last {
+                    there.entry(w.number).or_insert(Because::Of(last));
+                }
+                let blocks = w.first..w.first + w.blocks;
+                if let Some(why) = there.get(&w.number) {
+                    for block in blocks {
+                        let list = may.get_mut(&block).expect("written to");
+                        list.retain(|&number| number >= w.number);
+                        assert!(!list.is_empty(), "{}", self.accuse(w, *why));
+                    }
+                } else if blocks.clone().any(|b| may[&b].last() < Some(&w.number)) {
+                    missing.insert(w.number);
+                    for block in blocks {
+                        let list = may.get_mut(&block).expect("written to");
+                        list.retain(|&number| number != w.number);
+                        assert!(!list.is_empty(), "{}", self.accuse(w, Because::Seen));
+                    }
+                }
+            }
+            if known == (there.len(), missing.len()) {
+                break;
+            }
         }
-        let lost = missing.len();
-        self.settled = newest;
+        for (block, list) in may {
+            self.settled[block as usize] = *list.last().expect("never empty");
+        }
         self.recent.clear();
-        lost
+        missing.len()
+    }
+
+    fn accuse(&self, w: &Written, why: Because) -> String {
+        let what = match why {
+            Because::Confirmed => "is missing, and was confirmed".to_string(),
+            Because::Seen => "is there in part".to_string(),
+            Because::Of(later) => format!(
+                "is missing, was confirmed before write {} was sent, and write {later} is there",
+                w.followers
+            ),
+        };
+        format!("seed {}: write {} {what}", self.seed, w.number)
     }
 
     fn foreign(&self, content: &(impl Blocks + ?Sized), block: u64, candidates: &[u64]) -> ! {
