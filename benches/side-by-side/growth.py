@@ -46,9 +46,9 @@ class Many(servers.Twinblk):
         return int(line.split()[1]) / 1024
 
 
-def fio(uris, seconds, *options):
+def fio(uris, seconds, *options, ramp=1):
     """Operations per second of all jobs together, mean latency in us, and of flushes."""
-    argv = ["fio", "--ioengine=nbd", "--time_based", f"--runtime={seconds}", "--ramp_time=1",
+    argv = ["fio", "--ioengine=nbd", "--time_based", f"--runtime={seconds}", f"--ramp_time={ramp}",
             "--randrepeat=0", "--norandommap", "--group_reporting", "--output-format=json", *options]
     for number, uri in enumerate(uris):
         argv += [f"--name=j{number}", f"--uri={uri}"]
@@ -127,7 +127,7 @@ def under_load(directory, seconds):
         start = time.monotonic()
         during, at_end = [], None
         while True:
-            during.append(fio(server.uris, 1, *load)["iops"])
+            during.append(fio(server.uris, 1, *load, ramp=0)["iops"])
             status = server.status()["peers"][0]["volumes"][0]
             if status["replication"] == "Established" and status["out_of_sync"] == 0:
                 at_end = time.monotonic() - start
@@ -136,12 +136,13 @@ def under_load(directory, seconds):
                 break
         after = fio(server.uris, seconds, *load)["iops"]
         return {
-            "before": before, "during": during[:-1] or during, "after": after,
+            # The last one was not under the resync to its end.
+            "before": before, "during": during[:-1], "after": after,
             "resync took s": at_end, "size MiB": server.size >> 20,
             "write us": single["mean us"], "flush us": both["flush us"],
             "write and flush us": 1e6 / both["iops"],
         }
-    return with_server(directory, 2 * GIB, 1, use)
+    return with_server(directory, 4 * GIB, 1, use)
 
 
 def main():
