@@ -162,7 +162,7 @@ def main():
     parse.add_argument("--twinblk", required=True, help="the program")
     parse.add_argument("--quick", action="store_true", help="one round of one second each")
     parse.add_argument("--rounds", type=int, default=3)
-    parse.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parse.add_argument("--seconds", type=int, default=2, help="of each measurement")
     parse.add_argument("--size", type=int, default=512, help="MiB of the device")
     parse.add_argument("--only", action="append", help="a peer; may be repeated")
     parse.add_argument("--load", action="append", help="a load; may be repeated")

@@ -1,5 +1,5 @@
-//! The ring: set up for one thread that submits and waits in one call or looks without one, restricted to the operations
-//! used here, and the names its completions carry.
+//! The ring: set up for one thread that submits and waits in one call, or looks without one; restricted
+//! to the operations used here; and the names its completions carry.
 //!
 //! Invariants:
 //! * a completion's name ([`Token`]) is kind, slot and generation: one that arrives late for
@@ -296,7 +296,8 @@ impl Ring {
         }
     }
 
-    /// Submits what is queued, and looks whether completions are there for [`Self::reap`], without sleeping. Costs a system call only if something was queued or the kernel has work to finish here.
+    /// Submits what is queued, and looks whether completions are there for [`Self::reap`], without sleeping.
+    /// Costs a system call only if something was queued or the kernel has work to finish here.
     pub(crate) fn look(&mut self) -> io::Result<bool> {
         let queue = self.ring.submission();
         let due = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
