@@ -110,36 +110,55 @@ def sizes(directory, seconds):
     return rows
 
 
+# What an application may do while all is resynced: its name, its depth, and how it is said to fio.
+LOADS = [
+    ("4k writes, 1 at once", ["--rw=randwrite", "--bs=4k", "--iodepth=1"]),
+    ("4k writes, 16 at once", ["--rw=randwrite", "--bs=4k", "--iodepth=16"]),
+    ("4k writes, 64 at once", ["--rw=randwrite", "--bs=4k", "--iodepth=64"]),
+    ("1M writes, 8 at once", ["--rw=write", "--bs=1M", "--iodepth=8"]),
+    ("4k reads, 16 at once", ["--rw=randread", "--bs=4k", "--iodepth=16"]),
+]
+
+
+def beside(server, seconds, begin, doing, load):
+    """Operations of the application per second before, during and after what `begin` starts on the node
+    and with the command given, and how long that took."""
+    load = [*load, f"--size={server.size}"]
+    before = fio(server.uris, seconds, *load)["iops"]
+    server.run(*begin)
+    start = time.monotonic()
+    during = []
+    while time.monotonic() - start < 300:
+        during.append(fio(server.uris, 1, *load, ramp=0)["iops"])
+        status = server.status()["peers"][0]["volumes"][0]
+        if status["replication"] == "Established" and status["out_of_sync"] == 0:
+            break
+    took = time.monotonic() - start
+    if len(during) < 2:
+        raise SystemExit(f"{doing} was over before it could be measured")
+    after = fio(server.uris, seconds, *load)["iops"]
+    # The last one was not beside it to its end.
+    return {"before": before, "during": statistics.mean(during[:-1]), "after": after, "took": took}
+
+
 def under_load(directory, seconds):
-    """The application before, during and after a resync of everything; and write + flush against its
-    parts."""
+    """What an application keeps beside a resync of everything, and beside a verify; and write + flush
+    against its parts."""
     def use(server):
         server.path = None
-        load = ["--rw=randwrite", "--bs=4k", "--iodepth=16", f"--size={server.size}"]
-        fill = ["--rw=write", "--bs=1M", "--iodepth=8", f"--size={server.size}"]
-        fio(server.uris, seconds, *fill)
-        single = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=1",
-                     f"--size={server.size}")
-        both = fio(server.uris, seconds, "--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1",
-                   f"--size={server.size}")
-        before = fio(server.uris, seconds, *load)["iops"]
-        server.run("bravo", "invalidate", "r0")
-        start = time.monotonic()
-        during, at_end = [], None
-        while True:
-            during.append(fio(server.uris, 1, *load, ramp=0)["iops"])
-            status = server.status()["peers"][0]["volumes"][0]
-            if status["replication"] == "Established" and status["out_of_sync"] == 0:
-                at_end = time.monotonic() - start
-                break
-            if time.monotonic() - start > 300:
-                break
-        after = fio(server.uris, seconds, *load)["iops"]
+        fio(server.uris, seconds, "--rw=write", "--bs=1M", "--iodepth=8", f"--size={server.size}")
+        one = ["--rw=randwrite", "--bs=4k", "--iodepth=1", f"--size={server.size}"]
+        single = fio(server.uris, seconds, *one)
+        both = fio(server.uris, seconds, *one, "--fsync=1")
+        rows = []
+        for name, load in LOADS:
+            got = beside(server, seconds, ("bravo", "invalidate", "r0"), "the resync", load)
+            rows.append((f"resync of {server.size >> 20} MiB beside {name}", got))
+        name, load = LOADS[1]
+        got = beside(server, seconds, ("alpha", "verify", "r0"), "the verify", load)
+        rows.append((f"verify of {server.size >> 20} MiB beside {name}", got))
         return {
-            # The last one was not under the resync to its end.
-            "before": before, "during": during[:-1], "after": after,
-            "resync took s": at_end, "size MiB": server.size >> 20,
-            "write us": single["mean us"], "flush us": both["flush us"],
+            "rows": rows, "write us": single["mean us"], "flush us": both["flush us"],
             "write and flush us": 1e6 / both["iops"],
         }
     return with_server(directory, 4 * GIB, 1, use)
@@ -172,11 +191,11 @@ def main():
                           f"{far:,.0f} iops x{far / rows[0][4]:.2f}", flush=True)
             if "load" in wanted:
                 got = under_load(place, args.seconds)
-                during = statistics.mean(got["during"])
                 parts = got["write us"] + got["flush us"]
-                print(f"{number} resync of {got['size MiB']} MiB under load: {got['resync took s']} s; "
-                      f"application before {got['before']:,.0f}, during {during:,.0f} "
-                      f"(x{during / got['before']:.2f}), after {got['after']:,.0f} iops", flush=True)
+                for name, row in got["rows"]:
+                    print(f"{number} {name}: {row['took']:.1f} s; application before {row['before']:,.0f}, "
+                          f"during {row['during']:,.0f} (x{row['during'] / row['before']:.2f}), "
+                          f"after {row['after']:,.0f} iops", flush=True)
                 print(f"{number} write {got['write us']:.0f} us, flush {got['flush us']:.0f} us, both "
                       f"{got['write and flush us']:.0f} us (x{got['write and flush us'] / parts:.2f} of "
                       "the parts)", flush=True)

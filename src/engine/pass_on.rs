@@ -153,7 +153,7 @@ impl Resource {
             self.passed_on(v, errno, "a read for the resync", range);
             let again = self.now + TRIED_AGAIN;
             if let Some(resync) = self.peers[p].volumes[v].resync.as_mut().filter(|_| live) {
-                resync.block_failed(range.1, again);
+                resync.block_failed(self.now, range.1, again);
             }
             return true;
         }

@@ -79,9 +79,17 @@ pub(crate) struct Resync {
 }
 
 impl Resync {
-    /// A block could not be read, and stays marked; it is tried again (source).
-    pub(crate) fn block_failed(&mut self, len: u64, again: Instant) {
+    /// A block is no longer under way (source).
+    fn came_back(&mut self, now: Instant, len: u64) {
         self.in_flight = self.in_flight.saturating_sub(len);
+        if self.in_flight == 0 {
+            self.rate.idle(now);
+        }
+    }
+
+    /// A block could not be read, and stays marked; it is tried again (source).
+    pub(crate) fn block_failed(&mut self, now: Instant, len: u64, again: Instant) {
+        self.came_back(now, len);
         self.unstable = self.unstable.saturating_sub(1);
         self.retry_at = Some(again);
     }
@@ -155,7 +163,7 @@ impl Resource {
 
     fn resync_step(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].node;
-        let app_busy = self.started > 0 || !self.gated.is_empty() || !self.logged.is_empty();
+        let app_busy = self.clients_are_busy();
         let options = &self.cfg.options;
         let unsent = self.peers[p].unsent();
         let (window, cap) = (options.resync_window, options.resync_max_rate);
@@ -169,7 +177,7 @@ impl Resource {
             return false;
         }
         resync.retry_at = None;
-        let window = resync.rate.window(window, app_busy);
+        let window = resync.rate.window(self.now, window, app_busy);
         if resync.in_flight >= window.max(MAX_CHUNK) || unsent > window.max(MAX_CHUNK) {
             return false;
         }
@@ -330,7 +338,7 @@ impl Resource {
             return;
         };
         if let Some(resync) = &mut self.peers[p].volumes[v].resync {
-            resync.in_flight = resync.in_flight.saturating_sub(len);
+            resync.came_back(self.now, len);
             resync.rate.acked(self.now, len);
         }
     }
@@ -571,7 +579,7 @@ impl Resource {
             .filter(|v| v.replication == ReplState::SyncSource)
             .filter_map(|v| {
                 let resync = v.resync.as_ref().filter(|r| !r.finish_sent)?;
-                resync.retry_at.or(resync.rate.deadline(cap))
+                resync.retry_at.or(resync.rate.deadline(self.now, cap))
             })
             .min()
     }

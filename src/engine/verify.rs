@@ -127,7 +127,7 @@ impl Resource {
     }
 
     fn verify_step(&mut self, p: usize, v: usize) -> bool {
-        let app_busy = self.started > 0 || !self.gated.is_empty();
+        let app_busy = self.clients_are_busy();
         let unsent = self.peers[p].unsent();
         let (window, cap) = {
             let options = &self.cfg.options;
@@ -146,7 +146,7 @@ impl Resource {
             }
             return false;
         }
-        let window = verify.rate.window(window, app_busy).max(RANGE);
+        let window = verify.rate.window(self.now, window, app_busy).max(RANGE);
         if verify.open * RANGE >= window || unsent > window {
             return false;
         }
@@ -393,6 +393,9 @@ impl Resource {
             return;
         };
         verify.open -= 1;
+        if verify.open == 0 {
+            verify.rate.idle(now);
+        }
         let equal = range.mine == range.theirs;
         if !equal && !range.again {
             return self.compare(p, v, offset, len, true);
@@ -530,7 +533,7 @@ impl Resource {
                     .as_ref()
                     .filter(|run| run.leads)?
                     .rate
-                    .deadline(cap)
+                    .deadline(self.now, cap)
             })
             .min()
     }

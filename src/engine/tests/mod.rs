@@ -2,6 +2,7 @@
 //! decision table from first bring-up to split brain, each under many seeds that choose the order in
 //! which completions and frames arrive.
 
+mod beside;
 mod comes_back;
 mod disk;
 mod disk_errors;
