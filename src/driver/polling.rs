@@ -261,4 +261,40 @@ mod tests {
         ring.reap(&mut seen);
         assert_eq!(seen[0].token, token);
     }
+
+    #[test]
+    fn a_look_ends_where_others_compute_on_the_same_processor() {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+        let mine = sched_getaffinity(None).expect("where this may run");
+        let first = (0..CpuSet::MAX_CPU).find(|&cpu| mine.is_set(cpu));
+        let mut one = CpuSet::new();
+        one.set(first.expect("it runs somewhere"));
+        let over = AtomicBool::new(false);
+        // SAFETY: no buffers.
+        let mut ring = unsafe { Ring::new(None) }.expect("a ring");
+        let clock = Clock::new();
+        let mut polling = Polling::new(Duration::from_secs(600));
+        std::thread::scope(|scope| {
+            // Its threads inherit where it may run.
+            scope.spawn(|| {
+                sched_setaffinity(None, &one).expect("one of its own");
+                let (begun, begins) = std::sync::mpsc::channel();
+                let over = &over;
+                scope.spawn(move || {
+                    begun.send(()).expect("awaited");
+                    while !over.load(Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+                begins.recv().expect("it computes");
+                let looked = polling.look(&mut ring, clock, Wait::Other, None);
+                over.store(true, Relaxed);
+                assert_eq!(looked.expect("a good ring"), Looked::InVain);
+            });
+        });
+        // It learned that others want to run, not that nothing comes soon.
+        assert_eq!(polling.known[Wait::Other as usize].needed, 0);
+        assert!(polling.paused > Instant(0));
+    }
 }

@@ -382,6 +382,16 @@ mod tests {
     }
 
     #[test]
+    fn a_look_tells_of_a_failure_as_a_sleep_does() {
+        // SAFETY: no buffers.
+        let mut ring = unsafe { Ring::new(None) }.expect("a ring");
+        assert!(!ring.look().expect("looks"));
+        ring.failed = Some(io::Error::from_raw_os_error(libc::ENXIO));
+        let error = ring.look().expect_err("nobody looks at a ring that failed");
+        assert_eq!(error.raw_os_error(), Some(libc::ENXIO));
+    }
+
+    #[test]
     fn more_operations_than_queue_places_all_complete() {
         // SAFETY: no buffers.
         let mut ring = unsafe { Ring::new(None) }.expect("a ring");
