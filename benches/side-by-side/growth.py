@@ -110,7 +110,7 @@ def sizes(directory, seconds):
     return rows
 
 
-# What an application may do while all is resynced: its name, its depth, and how it is said to fio.
+# What an application may do while all is resynced, and how it is said to fio.
 LOADS = [
     ("4k writes, 1 at once", ["--rw=randwrite", "--bs=4k", "--iodepth=1"]),
     ("4k writes, 16 at once", ["--rw=randwrite", "--bs=4k", "--iodepth=16"]),
@@ -118,27 +118,61 @@ LOADS = [
     ("1M writes, 8 at once", ["--rw=write", "--bs=1M", "--iodepth=8"]),
     ("4k reads, 16 at once", ["--rw=randread", "--bs=4k", "--iodepth=16"]),
 ]
+# Seconds within which a resync or verify of everything has to begin, and to end.
+PATIENCE = 300
 
 
-def beside(server, seconds, begin, doing, load):
-    """Operations of the application per second before, during and after what `begin` starts on the node
-    and with the command given, and how long that took."""
-    load = [*load, f"--size={server.size}"]
-    before = fio(server.uris, seconds, *load)["iops"]
+def under_way(server):
+    """Whether the copies are not at rest, and how many requests have been answered so far."""
+    status = server.status()
+    volume = status["peers"][0]["volumes"][0]
+    rests = volume["replication"] == "Established" and volume["out_of_sync"] == 0
+    return not rests, status["driver"]["requests"]
+
+
+def until(server, wanted):
+    """Waits until something is under way, or nothing is; answers the time and the requests by then."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found, requests = under_way(server)
+        if found == wanted:
+            return time.monotonic(), requests
+        # Asking costs a process each time.
+        time.sleep(0.05 if wanted else 0.5)
+    raise SystemExit("nothing begins" if wanted else "no end within " + str(PATIENCE) + " s")
+
+
+def transfer(server, begin):
+    """How long what `begin` starts takes, and the requests answered per second meanwhile."""
     server.run(*begin)
-    start = time.monotonic()
-    during = []
-    while time.monotonic() - start < 300:
-        during.append(fio(server.uris, 1, *load, ramp=0)["iops"])
-        status = server.status()["peers"][0]["volumes"][0]
-        if status["replication"] == "Established" and status["out_of_sync"] == 0:
-            break
-    took = time.monotonic() - start
-    if len(during) < 2:
-        raise SystemExit(f"{doing} was over before it could be measured")
-    after = fio(server.uris, seconds, *load)["iops"]
-    # The last one was not beside it to its end.
-    return {"before": before, "during": statistics.mean(during[:-1]), "after": after, "took": took}
+    until(server, True)
+    # A resync begins anew with a connection; what counts is when it goes.
+    while server.status()["peers"][0]["connection"] != "Connected":
+        time.sleep(0.01)
+    start, first = time.monotonic(), under_way(server)[1]
+    end, last = until(server, False)
+    return end - start, (last - first) / (end - start)
+
+
+def beside(server, seconds, begin, load):
+    """Requests per second of one application that never stops, before, during and after what `begin`
+    starts, and how long that took. The daemon's counters say so, not the application."""
+    argv = ["fio", "--ioengine=nbd", "--time_based", "--runtime=3600", "--randrepeat=0", "--norandommap",
+            f"--size={server.size}", "--name=j", f"--uri={server.uris[0]}", *load]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as application:
+        try:
+            def alone():
+                time.sleep(1)
+                start, first = time.monotonic(), under_way(server)[1]
+                time.sleep(seconds)
+                return (under_way(server)[1] - first) / (time.monotonic() - start)
+            before = alone()
+            took, during = transfer(server, begin)
+            return {"before": before, "during": during, "after": alone(), "took": took}
+        finally:
+            if application.poll() is not None:
+                raise SystemExit("fio has ended before its time")
+            application.terminate()
 
 
 def under_load(directory, seconds):
@@ -146,19 +180,20 @@ def under_load(directory, seconds):
     against its parts."""
     def use(server):
         server.path = None
-        fio(server.uris, seconds, "--rw=write", "--bs=1M", "--iodepth=8", f"--size={server.size}")
+        # Every block is written once: holes would be resynced as such.
+        fill = ["--rw=write", "--bs=1M", "--iodepth=8", f"--size={server.size}"]
+        subprocess.run(["fio", "--ioengine=nbd", "--name=fill", f"--uri={server.uris[0]}", *fill],
+                       check=True, stdout=subprocess.DEVNULL)
         one = ["--rw=randwrite", "--bs=4k", "--iodepth=1", f"--size={server.size}"]
         single = fio(server.uris, seconds, *one)
         both = fio(server.uris, seconds, *one, "--fsync=1")
-        rows = []
-        for name, load in LOADS:
-            got = beside(server, seconds, ("bravo", "invalidate", "r0"), "the resync", load)
-            rows.append((f"resync of {server.size >> 20} MiB beside {name}", got))
+        resync, verify = ("bravo", "invalidate", "r0"), ("alpha", "verify", "r0")
+        alone = [(what, transfer(server, begin)[0]) for what, begin in (("resync", resync), ("verify", verify))]
+        rows = [(f"resync beside {name}", beside(server, seconds, resync, load)) for name, load in LOADS]
         name, load = LOADS[1]
-        got = beside(server, seconds, ("alpha", "verify", "r0"), "the verify", load)
-        rows.append((f"verify of {server.size >> 20} MiB beside {name}", got))
+        rows.append((f"verify beside {name}", beside(server, seconds, verify, load)))
         return {
-            "rows": rows, "write us": single["mean us"], "flush us": both["flush us"],
+            "alone": alone, "rows": rows, "write us": single["mean us"], "flush us": both["flush us"],
             "write and flush us": 1e6 / both["iops"],
         }
     return with_server(directory, 4 * GIB, 1, use)
@@ -192,6 +227,8 @@ def main():
             if "load" in wanted:
                 got = under_load(place, args.seconds)
                 parts = got["write us"] + got["flush us"]
+                for name, took in got["alone"]:
+                    print(f"{number} {name} alone: {took:.1f} s", flush=True)
                 for name, row in got["rows"]:
                     print(f"{number} {name}: {row['took']:.1f} s; application before {row['before']:,.0f}, "
                           f"during {row['during']:,.0f} (x{row['during'] / row['before']:.2f}), "

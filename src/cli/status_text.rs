@@ -265,7 +265,7 @@ r0 role:Primary
                 percent: 42.1,
                 rate: 100 << 20,
                 eta_seconds: Some(70),
-                limited_by: "the peer's disk".into(),
+                limited_by: "disks and link".into(),
             }),
             ..PeerVolumeStatus::default()
         };
@@ -274,7 +274,7 @@ r0 role:Primary
   volume:0 disk:UpToDate size:1.0GiB open:1
   bravo role:Secondary connection:Connected
     volume:0 replication:SyncSource peer-disk:Inconsistent done:42.10 eta:00:01:10 oos:123MiB
-      resync at 100MiB/s, limited by the peer's disk
+      resync at 100MiB/s, limited by disks and link
 ";
         assert_eq!(resource(&r), expected);
     }

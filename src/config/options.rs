@@ -372,8 +372,8 @@ pub(crate) static OPTIONS: [OptionRow; 27] = [
         bytes(128 << 10, 256 * MIB),
         Value::Bytes(4 * MIB),
         How::Live,
-        "Bytes of resync data under way at once while no client uses the device. Beside clients a \
-         resync goes in small bursts with rests between them, so that they hardly feel it.",
+        "Bytes of resync data under way at once while clients ask for nothing. Beside clients a resync \
+         goes in small bursts with rests between them. A verify does the same.",
     ),
     row(
         Key::AlExtents,

@@ -271,14 +271,14 @@ mod tests {
         let mut one = CpuSet::new();
         one.set(first.expect("it runs somewhere"));
         let over = AtomicBool::new(false);
-        // SAFETY: no buffers.
-        let mut ring = unsafe { Ring::new(None) }.expect("a ring");
         let clock = Clock::new();
-        let mut polling = Polling::new(Duration::from_secs(600));
+        let mut polling = Polling::new(Duration::from_secs(5));
         std::thread::scope(|scope| {
             // Its threads inherit where it may run.
             scope.spawn(|| {
                 sched_setaffinity(None, &one).expect("one of its own");
+                // SAFETY: no buffers.
+                let mut ring = unsafe { Ring::new(None) }.expect("a ring");
                 let (begun, begins) = std::sync::mpsc::channel();
                 let over = &over;
                 scope.spawn(move || {

@@ -35,6 +35,11 @@ pub(crate) struct PeerRequest {
 }
 
 impl PeerRequest {
+    /// A client of the peer waits for it.
+    pub(crate) fn is_of_a_client(&self) -> bool {
+        !self.is_resync() && self.header.kind != Kind::VerifyAsk
+    }
+
     fn is_resync(&self) -> bool {
         matches!(self.header.kind, Kind::ResyncData | Kind::ResyncZeroes)
     }

@@ -470,6 +470,15 @@ impl Resource {
         self.cfg.options.protocol
     }
 
+    /// Whether clients' requests are under way that this node's disks or links carry: its own clients', unless
+    /// they are suspended, and the peers' as writes and reads that come from there.
+    pub(crate) fn clients_are_busy(&self) -> bool {
+        self.requests.len() > 0 && !self.suspended.any()
+            || self.peers.iter().any(|p| p.reads_served > 0)
+            || self.peer_requests.len() > 0
+                && self.peer_requests.iter().any(|(_, r)| r.is_of_a_client())
+    }
+
     /// Whether clients' requests have begun and are not answered.
     pub fn has_requests(&self) -> bool {
         self.requests.len() > 0

@@ -99,12 +99,12 @@ impl Resync {
         self.writes_held = true;
     }
 
-    /// The target has the source's generations, and its disk may not have them yet.
     /// Source: the target may have been told that nothing is missing.
     pub(crate) fn finish_sent(&self) -> bool {
         self.finish_sent
     }
 
+    /// The target has the source's generations, and its disk may not have them yet.
     pub(crate) fn is_adopting(&self) -> bool {
         self.is_adopting
     }
@@ -151,7 +151,8 @@ impl Resource {
         }
     }
 
-    /// Source: starts as many blocks as window, rate and send queue allow.
+    /// Source: starts as many blocks as window and rate allow. What clients have in the send queue does not
+    /// count: where they keep it full, a resync would starve.
     pub(crate) fn pump_resync(&mut self, p: usize) {
         for v in 0..self.volumes.len() {
             if self.peers[p].volumes[v].replication != ReplState::SyncSource {
@@ -163,9 +164,10 @@ impl Resource {
 
     fn resync_step(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].node;
-        let app_busy = self.clients_are_busy();
+        let pv = &self.peers[p].volumes[v];
+        // A Primary that this copy serves writes no faster than its own copy is filled.
+        let app_busy = self.clients_are_busy() && !(pv.serves || pv.will_serve);
         let options = &self.cfg.options;
-        let unsent = self.peers[p].unsent();
         let (window, cap) = (options.resync_window, options.resync_max_rate);
         let Some(resync) = &mut self.peers[p].volumes[v].resync else {
             return false;
@@ -178,7 +180,7 @@ impl Resource {
         }
         resync.retry_at = None;
         let window = resync.rate.window(self.now, window, app_busy);
-        if resync.in_flight >= window.max(MAX_CHUNK) || unsent > window.max(MAX_CHUNK) {
+        if resync.in_flight >= window.max(MAX_CHUNK) {
             return false;
         }
         if !resync.rate.may_send(self.now, cap) {
@@ -570,7 +572,7 @@ impl Resource {
         }
     }
 
-    /// When the rate allows the next block, or progress is to be measured.
+    /// When a block that could not be read is tried again, or the rate allows the next.
     pub(crate) fn resync_deadline(&self, p: usize) -> Option<Instant> {
         let cap = self.cfg.options.resync_max_rate;
         self.peers[p]

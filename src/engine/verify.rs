@@ -117,7 +117,7 @@ impl Verify {
 }
 
 impl Resource {
-    /// Leading: asks for as many ranges as window, rate and send queue allow.
+    /// Leading: asks for as many ranges as window and rate allow.
     pub(crate) fn pump_verify(&mut self, p: usize) {
         for v in 0..self.volumes.len() {
             self.check_verify(p, v);
@@ -128,7 +128,6 @@ impl Resource {
 
     fn verify_step(&mut self, p: usize, v: usize) -> bool {
         let app_busy = self.clients_are_busy();
-        let unsent = self.peers[p].unsent();
         let (window, cap) = {
             let options = &self.cfg.options;
             let window = options.resync_window.min(MAX_WINDOW);
@@ -147,7 +146,7 @@ impl Resource {
             return false;
         }
         let window = verify.rate.window(self.now, window, app_busy).max(RANGE);
-        if verify.open * RANGE >= window || unsent > window {
+        if verify.open * RANGE >= window {
             return false;
         }
         if !verify.rate.may_send(self.now, cap) {

@@ -11,18 +11,16 @@ use twinblk_protocol::control::Protocol;
 fn seen(pair: &mut Pair, kind: RequestKind) -> [bool; 2] {
     let data = vec![7; 4096];
     let tag = pair.submit(0, kind, 0, &data, 4096, false);
-    let mut seen = [false; 2];
+    let (mut seen, mut turns) = ([false; 2], 0);
     while !pair.nodes[0].replies.contains_key(&tag) {
         for (seen, node) in seen.iter_mut().zip(&pair.nodes) {
             *seen |= node.engine.as_ref().is_some_and(|e| e.clients_are_busy());
         }
-        assert!(
-            pair.step() || {
-                pair.pass_time();
-                true
-            },
-            "answered"
-        );
+        if !pair.step() {
+            pair.pass_time();
+        }
+        turns += 1;
+        assert!(turns < 10_000, "no answer: {}", pair.dump());
     }
     pair.settle();
     for node in &pair.nodes {
@@ -95,6 +93,84 @@ fn beside_clients_a_resync_has_one_burst_under_way() {
             assert!(most <= 512 << 10, "{most}");
         }
     }
+}
+
+#[test]
+fn a_primary_that_this_copy_serves_does_not_hold_its_resync_back() {
+    let mut pair = Pair::in_sync(7, Protocol::C);
+    pair.order(0, Command::Detach { force: false })
+        .expect("the peer has the data");
+    pair.settle();
+    let piece = 256 << 10;
+    for offset in (0..DATA).step_by(256 << 10) {
+        pair.write(0, offset, piece, 3);
+    }
+    pair.attach(0);
+    let (mut most, mut tag, mut turns) = (0, None, 0);
+    while pair.disk(0) != DiskState::UpToDate {
+        // Its clients read all the while.
+        if tag.is_none_or(|tag| pair.nodes[0].replies.contains_key(&tag)) {
+            tag = Some(pair.submit(0, RequestKind::Read, 0, &[], 4096, false));
+        }
+        let engine = pair.nodes[1].engine.as_ref().expect("it runs");
+        let resync = engine.peers[0].volumes[0].resync.as_ref();
+        most = most.max(resync.map_or(0, |r| r.under_way().0));
+        if !pair.step() {
+            pair.pass_time();
+        }
+        turns += 1;
+        assert!(turns < 100_000, "no end: {}", pair.dump());
+    }
+    assert!(most >= 2 << 20, "{most}");
+    pair.settle();
+    pair.expect_in_sync();
+}
+
+#[test]
+fn no_clients_are_seen_in_a_resync_or_verify_or_suspended() {
+    let mut pair = Pair::in_sync(5, Protocol::C);
+    let busy = |pair: &Pair| {
+        let busy = |n: usize| {
+            pair.nodes[n]
+                .engine
+                .as_ref()
+                .is_some_and(|e| e.clients_are_busy())
+        };
+        busy(0) || busy(1)
+    };
+    let repair = false;
+    for (n, order) in [
+        (0, Command::Verify { peer: None, repair }),
+        (1, Command::Invalidate),
+    ] {
+        pair.order_async(n, order);
+        let mut turns = 0;
+        while turns < 400 {
+            assert!(!busy(&pair), "{}", pair.dump());
+            if !pair.step() {
+                pair.pass_time();
+            }
+            turns += 1;
+        }
+        pair.settle();
+        pair.expect_in_sync();
+    }
+    // A write that has begun and stands still.
+    pair.nodes[1].hangs = true;
+    let tag = pair.submit_write(0, 0, 4096, 1);
+    for _ in 0..20 {
+        pair.step();
+    }
+    assert!(busy(&pair));
+    pair.order(0, Command::SuspendIo).expect("suspend");
+    let engine = pair.nodes[0].engine.as_ref().expect("it runs");
+    assert!(!engine.clients_are_busy(), "{}", pair.dump());
+    pair.nodes[1].hangs = false;
+    for input in std::mem::take(&mut pair.nodes[1].hung) {
+        pair.feed(1, input);
+    }
+    pair.order(0, Command::ResumeIo).expect("resume");
+    pair.wait_reply(0, tag).expect("written");
 }
 
 /// Node 0 reads, so often, once `order` was given to `n`; then nobody asks for anything. Answers how long it
