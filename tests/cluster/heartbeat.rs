@@ -33,6 +33,9 @@ fn start(pair: &Pair, node: usize) {
         "TWINBLK_START_COMMAND=twinblk-start\n",
         0o644,
     );
+    // As docs/cluster/heartbeat.md says; a machine that comes back has it.
+    machine.ok("grep -q heartbeat-shellfuncs /etc/ha.d/shellfuncs || \
+         cat /usr/libexec/twinblk/heartbeat-shellfuncs >>/etc/ha.d/shellfuncs");
     machine.ok("ln -sf /usr/local/sbin/service /etc/ha.d/resource.d/service");
     machine.ok(
         "mkdir -p /var/run/heartbeat/ccm /var/run/heartbeat/dopd /var/lib/heartbeat && \
@@ -44,6 +47,42 @@ fn start(pair: &Pair, node: usize) {
         "TWINBLK_GRACE=20 TWINBLK_CHECK='/usr/local/sbin/service status' \
          exec /usr/libexec/twinblk/watch r0 /usr/share/heartbeat/hb_standby",
     );
+}
+
+/// When the other node dies, two of Heartbeat's scripts tell it something at the same moment. With its own
+/// function their lines mix, and the list is not started.
+#[test]
+fn messages_to_heartbeat_stay_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/heartbeat/shellfuncs");
+    let text = format!(
+        "HA_FIFO={}/fifo; . /etc/ha.d/shellfuncs; . {ours}
+         mkfifo $HA_FIFO; exec 3<>$HA_FIFO
+         send() {{ for i in $(seq 200); do ha_clustermsg <<-!MSG
+\t\tt=$1
+\t\tnumber=$i
+\t\t!MSG
+         done; }}
+         send a & first=$!; send b & wait $! $first
+         timeout 60 head -n 1600 <&3",
+        dir.path().display()
+    );
+    let out = std::process::Command::new("sh")
+        .args(["-c", &text])
+        .env("HA_DIR", "/etc/ha.d")
+        .output()
+        .expect("sh");
+    let heard = String::from_utf8_lossy(&out.stdout);
+    let lines: Vec<&str> = heard.lines().collect();
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(lines.len(), 1600, "{told}");
+    for message in lines.chunks(4) {
+        let whole = message[0] == ">>>"
+            && message[1].starts_with("t=")
+            && message[2].starts_with("number=")
+            && message[3] == "<<<";
+        assert!(whole, "{message:?} {told}");
+    }
 }
 
 #[test]

@@ -251,7 +251,7 @@ impl Pair {
                 machine.say(
                     "twinblk status; twinblk why r0; ps axo pid,ppid,args | tail -n +2; \
                      ! [ -e /run/crm ] || timeout 10 crm_mon -1Ar 2>&1; \
-                     for f in twinblk cluster pacemaker/pacemaker corosync/corosync; do \
+                     for f in twinblk cluster ha pacemaker/pacemaker corosync/corosync; do \
                      echo \"--- $f\"; tail -n 60 /var/log/$f.log 2>/dev/null; done"
                 )
             );
