@@ -46,9 +46,9 @@ class Many(servers.Twinblk):
         return int(line.split()[1]) / 1024
 
 
-def fio(uris, seconds, *options, ramp=1):
+def fio(uris, seconds, *options):
     """Operations per second of all jobs together, mean latency in us, and of flushes."""
-    argv = ["fio", "--ioengine=nbd", "--time_based", f"--runtime={seconds}", f"--ramp_time={ramp}",
+    argv = ["fio", "--ioengine=nbd", "--time_based", f"--runtime={seconds}", "--ramp_time=1",
             "--randrepeat=0", "--norandommap", "--group_reporting", "--output-format=json", *options]
     for number, uri in enumerate(uris):
         argv += [f"--name=j{number}", f"--uri={uri}"]

@@ -276,7 +276,11 @@ mod tests {
         }
         assert!(sent >= 59 * cap && sent <= 66 * cap, "{sent}");
         // What is owed is forgotten with the cap.
-        assert!(rate.may_send(Instant(60_000_000_000), 0));
+        let then = Instant(60_000_000_000);
+        rate.sent(then, 1 << 30);
+        assert!(!rate.may_send(then, cap));
+        assert!(rate.may_send(then, 0));
+        assert!(rate.may_send(then, cap));
     }
 
     #[test]
@@ -382,6 +386,84 @@ mod tests {
             rate.idle(now);
         }
         assert_eq!(most, WINDOW);
+    }
+
+    #[test]
+    fn a_burst_shrinks_where_it_queues() {
+        const WINDOW: u64 = 4 << 20;
+        let mut rate = RateControl::new(Instant(0));
+        let mut now = Instant(0);
+        // So many milliseconds on the way, whatever its size, and from some size on four more.
+        let mut sizes = Vec::new();
+        for _ in 0..400 {
+            let size = rate.window(now, WINDOW, true);
+            sizes.push(size);
+            rate.sent(now, size);
+            let queues = if size > 1 << 20 { 5 } else { 0 };
+            now = now + Duration::from_millis(8 + queues);
+            rate.idle(now);
+        }
+        // It is found again and again, and left at once.
+        let above = sizes.iter().filter(|&&size| size > 1 << 20).count();
+        assert!((1..=30).contains(&above), "{above}");
+        assert!(sizes.windows(2).all(|w| w[0] <= 1 << 20 || w[1] < w[0]));
+        // The smallest is tried now and then, and the one before goes on.
+        let tried = |n: usize| sizes[n] == BURST && sizes[n - 1] > BURST && sizes[n + 1] > BURST;
+        assert!(tried(64) && tried(128), "{sizes:?}");
+        // The window is made smaller meanwhile.
+        now = now + LONGEST_REST;
+        let size = rate.window(now, BURST, true);
+        assert!(rate.may_send(now, 0));
+        rate.sent(now, size);
+        assert!(!rate.may_send(now, 0));
+    }
+
+    #[test]
+    fn a_burst_grows_after_quick_ones_in_a_row() {
+        let mut rate = RateControl::new(Instant(0));
+        let mut now = Instant(0);
+        for n in 0..512 {
+            assert_eq!(rate.window(now, 4 << 20, true), BURST);
+            rate.sent(now, BURST);
+            let slow = n % u64::from(QUICK_ONES) == u64::from(QUICK_ONES) - 1;
+            now = now + Duration::from_millis(if slow { 20 } else { 10 });
+            rate.idle(now);
+        }
+    }
+
+    #[test]
+    fn nothing_under_way_begins_no_rest() {
+        let mut rate = RateControl::new(Instant(0));
+        rate.window(Instant(0), BURST, true);
+        rate.sent(Instant(0), BURST);
+        let back = Instant(1_000_000);
+        rate.idle(back);
+        let then = back + PAUSE;
+        rate.idle(then);
+        rate.window(then, BURST, true);
+        assert!(rate.may_send(then, 0));
+    }
+
+    #[test]
+    fn a_cap_and_a_rest_end_with_the_later() {
+        let slot = Instant(0) + SLOT;
+        for (back, cap, ends) in [
+            (1, 1, slot),
+            (60, 1, Instant(160_000_000)),
+            (60, 0, Instant(160_000_000)),
+        ] {
+            let mut rate = RateControl::new(Instant(0));
+            rate.window(Instant(0), BURST, true);
+            rate.sent(Instant(0), BURST);
+            let back = Instant(back * 1_000_000);
+            rate.idle(back);
+            rate.window(back, BURST, true);
+            assert!(!rate.may_send(back, cap));
+            assert_eq!(rate.deadline(back, cap), Some(ends));
+            // What has ended wakes nobody any more.
+            let late = Instant(0) + SLOT * 20;
+            assert_eq!(rate.deadline(late, cap), None);
+        }
     }
 
     #[test]

@@ -114,6 +114,12 @@ impl Verify {
             unsaved: false,
         }
     }
+
+    /// Bytes under way (leading).
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> u64 {
+        self.open * RANGE
+    }
 }
 
 impl Resource {

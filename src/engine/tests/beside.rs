@@ -5,6 +5,7 @@ use crate::command::Command;
 use crate::event::{ConnState, DiskState, ReplState};
 use crate::input::RequestKind;
 use crate::time::Duration;
+use crate::verify::Verify;
 use twinblk_protocol::control::Protocol;
 
 /// Whether each node has seen clients at work while requests like this one were answered.
@@ -44,6 +45,37 @@ fn clients_are_seen_wherever_their_requests_are_carried_out() {
         assert_eq!(pair.disk(0), DiskState::Diskless);
         assert_eq!(seen(&mut pair, RequestKind::Read), [true, true]);
         assert_eq!(seen(&mut pair, RequestKind::Write), [true, true]);
+    }
+}
+
+#[test]
+fn beside_clients_a_verify_has_one_burst_under_way() {
+    for busy in [false, true] {
+        let mut pair = Pair::in_sync(9, Protocol::C);
+        let repair = false;
+        pair.order_async(0, Command::Verify { peer: None, repair });
+        let (mut most, mut tag, mut turns) = (0, None, 0);
+        loop {
+            if busy && tag.is_none_or(|tag| pair.nodes[0].replies.contains_key(&tag)) {
+                tag = Some(pair.submit(0, RequestKind::Read, 0, &[], 4096, false));
+            }
+            let engine = pair.nodes[0].engine.as_ref().expect("it runs");
+            let run = engine.peers[0].volumes[0].verify.as_ref();
+            most = most.max(run.map_or(0, Verify::under_way));
+            if most > 0 && run.is_none() {
+                break;
+            }
+            if !pair.step() {
+                pair.pass_time();
+            }
+            turns += 1;
+            assert!(turns < 100_000, "no end: {}", pair.dump());
+        }
+        if busy {
+            assert!(most <= 512 << 10, "{most}");
+        } else {
+            assert_eq!(most, DATA);
+        }
     }
 }
 
@@ -122,6 +154,41 @@ fn a_primary_that_this_copy_serves_does_not_hold_its_resync_back() {
         assert!(turns < 100_000, "no end: {}", pair.dump());
     }
     assert!(most >= 2 << 20, "{most}");
+    pair.settle();
+    pair.expect_in_sync();
+}
+
+#[test]
+fn a_send_queue_that_clients_keep_full_does_not_starve_it() {
+    let mut pair = Pair::in_sync(11, Protocol::C);
+    pair.order(1, Command::Invalidate).expect("invalidate");
+    let (mut full, mut tag, mut turns) = (false, None, 0);
+    loop {
+        let engine = pair.nodes[0].engine.as_mut().expect("it runs");
+        let peer = &mut engine.peers[0];
+        let goes_on = peer.volumes[0].resync.is_some();
+        if full && !goes_on {
+            break;
+        }
+        if goes_on && !full {
+            // So many bytes are in the queue from now on, whatever leaves it.
+            peer.link.as_mut().expect("connected").queued += 64 << 20;
+            full = true;
+        }
+        if full {
+            assert!(peer.unsent() >= 64 << 20);
+            assert_eq!(pair.connection(0), ConnState::Connected);
+        }
+        if full && tag.is_none_or(|tag| pair.nodes[0].replies.contains_key(&tag)) {
+            tag = Some(pair.submit(0, RequestKind::Read, 0, &[], 4096, false));
+        }
+        if !pair.step() {
+            pair.pass_time();
+        }
+        turns += 1;
+        assert!(turns < 100_000, "no end: {}", pair.dump());
+    }
+    pair.drop_link("the test's end");
     pair.settle();
     pair.expect_in_sync();
 }

@@ -326,7 +326,7 @@ impl Pair {
         self.drop_link("the cable was cut");
     }
 
-    fn drop_link(&mut self, reason: &str) {
+    pub(crate) fn drop_link(&mut self, reason: &str) {
         self.streams = Default::default();
         if core::mem::take(&mut self.up) {
             for n in 0..2 {
