@@ -130,27 +130,31 @@ def under_way(server):
     return not rests, status["driver"]["requests"]
 
 
-def until(server, wanted):
-    """Waits until something is under way, or nothing is; answers the time and the requests by then."""
+def until(server, wanted, pause):
+    """Waits until something is under way, or nothing is; answers the time and the requests by then. Asks
+    every `pause` seconds, a process each time."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         found, requests = under_way(server)
         if found == wanted:
             return time.monotonic(), requests
-        # Asking costs a process each time.
-        time.sleep(0.05 if wanted else 0.5)
+        time.sleep(pause)
     raise SystemExit("nothing begins" if wanted else "no end within " + str(PATIENCE) + " s")
 
 
-def transfer(server, begin):
+def transfer(server, begin, pause):
     """How long what `begin` starts takes, and the requests answered per second meanwhile."""
     server.run(*begin)
-    until(server, True)
+    until(server, True, 0.05)
     # A resync begins anew with a connection; what counts is when it goes.
+    limit = time.monotonic() + PATIENCE
     while server.status()["peers"][0]["connection"] != "Connected":
+        if time.monotonic() > limit:
+            raise SystemExit(f"no connection within {PATIENCE} s")
         time.sleep(0.01)
     start, first = time.monotonic(), under_way(server)[1]
-    end, last = until(server, False)
+    # Beside an application every question is felt.
+    end, last = until(server, False, pause)
     return end - start, (last - first) / (end - start)
 
 
@@ -167,11 +171,12 @@ def beside(server, seconds, begin, load):
                 time.sleep(seconds)
                 return (under_way(server)[1] - first) / (time.monotonic() - start)
             before = alone()
-            took, during = transfer(server, begin)
-            return {"before": before, "during": during, "after": alone(), "took": took}
-        finally:
+            took, during = transfer(server, begin, 0.5)
+            after = alone()
             if application.poll() is not None:
                 raise SystemExit("fio has ended before its time")
+            return {"before": before, "during": during, "after": after, "took": took}
+        finally:
             application.terminate()
 
 
@@ -188,7 +193,7 @@ def under_load(directory, seconds):
         single = fio(server.uris, seconds, *one)
         both = fio(server.uris, seconds, *one, "--fsync=1")
         resync, verify = ("bravo", "invalidate", "r0"), ("alpha", "verify", "r0")
-        alone = [(what, transfer(server, begin)[0]) for what, begin in (("resync", resync), ("verify", verify))]
+        alone = [(what, transfer(server, begin, 0.1)[0]) for what, begin in (("resync", resync), ("verify", verify))]
         rows = [(f"resync beside {name}", beside(server, seconds, resync, load)) for name, load in LOADS]
         name, load = LOADS[1]
         rows.append((f"verify beside {name}", beside(server, seconds, verify, load)))

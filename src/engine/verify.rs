@@ -398,12 +398,13 @@ impl Resource {
             return;
         };
         verify.open -= 1;
-        if verify.open == 0 {
-            verify.rate.idle(now);
-        }
         let equal = range.mine == range.theirs;
+        // Part of the same burst: with a rest begun before it, it would go in that.
         if !equal && !range.again {
             return self.compare(p, v, offset, len, true);
+        }
+        if verify.open == 0 {
+            verify.rate.idle(now);
         }
         verify.checked += len;
         verify.rate.acked(now, len);

@@ -19,6 +19,8 @@ node alpha
 node bravo
 ";
 
+const SHELLFUNCS: &str = "[ ! -r /usr/libexec/twinblk/heartbeat-shellfuncs ] || . /usr/libexec/twinblk/heartbeat-shellfuncs";
+
 fn start(pair: &Pair, node: usize) {
     let machine = &pair.machines[node];
     machine.write("/etc/ha.d/ha.cf", HA_CF, 0o644);
@@ -34,8 +36,9 @@ fn start(pair: &Pair, node: usize) {
         0o644,
     );
     // As docs/cluster/heartbeat.md says; a machine that comes back has it.
-    machine.ok("grep -q heartbeat-shellfuncs /etc/ha.d/shellfuncs || \
-         cat /usr/libexec/twinblk/heartbeat-shellfuncs >>/etc/ha.d/shellfuncs");
+    machine.ok(&format!(
+        "grep -q heartbeat-shellfuncs /etc/ha.d/shellfuncs || echo '{SHELLFUNCS}' >>/etc/ha.d/shellfuncs"
+    ));
     machine.ok("ln -sf /usr/local/sbin/service /etc/ha.d/resource.d/service");
     machine.ok(
         "mkdir -p /var/run/heartbeat/ccm /var/run/heartbeat/dopd /var/lib/heartbeat && \
@@ -53,35 +56,48 @@ fn start(pair: &Pair, node: usize) {
 /// function their lines mix, and the list is not started.
 #[test]
 fn messages_to_heartbeat_stay_whole() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/heartbeat/shellfuncs");
-    let text = format!(
-        "HA_FIFO={}/fifo; . /etc/ha.d/shellfuncs; . {ours}
-         mkfifo $HA_FIFO; exec 3<>$HA_FIFO
-         send() {{ for i in $(seq 200); do ha_clustermsg <<-!MSG
+    let guide = include_str!("../../docs/cluster/heartbeat.md");
+    assert!(guide.contains(SHELLFUNCS));
+    // What /bin/sh is on the distributions.
+    for shell in ["dash", "bash"] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/heartbeat/shellfuncs");
+        let text = format!(
+            "HA_FIFO={}/fifo; . /etc/ha.d/shellfuncs; . {ours}
+             mkfifo $HA_FIFO; exec 3<>$HA_FIFO
+             send() {{ for i in $(seq 200); do ha_clustermsg <<-!MSG
 \t\tt=$1
-\t\tnumber=$i
+\t\tnumber=$1$i
 \t\t!MSG
-         done; }}
-         send a & first=$!; send b & wait $! $first
-         timeout 60 head -n 1600 <&3",
-        dir.path().display()
-    );
-    let out = std::process::Command::new("sh")
-        .args(["-c", &text])
-        .env("HA_DIR", "/etc/ha.d")
-        .output()
-        .expect("sh");
-    let heard = String::from_utf8_lossy(&out.stdout);
-    let lines: Vec<&str> = heard.lines().collect();
-    let told = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(lines.len(), 1600, "{told}");
-    for message in lines.chunks(4) {
-        let whole = message[0] == ">>>"
-            && message[1].starts_with("t=")
-            && message[2].starts_with("number=")
-            && message[3] == "<<<";
-        assert!(whole, "{message:?} {told}");
+             done; }}
+             send a & first=$!; send b & wait $! $first
+             timeout 60 head -n 1600 <&3",
+            dir.path().display()
+        );
+        let out = std::process::Command::new(shell)
+            .args(["-c", &text])
+            .env("HA_DIR", "/etc/ha.d")
+            .output()
+            .expect(shell);
+        let heard = String::from_utf8_lossy(&out.stdout);
+        let lines: Vec<&str> = heard.lines().collect();
+        let told = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(lines.len(), 1600, "{shell}: {told}");
+        let (mut a, mut b) = (1.., 1..);
+        for message in lines.chunks(4) {
+            let (name, number) = match message[1] {
+                "t=a" => ("a", a.next()),
+                _ => ("b", b.next()),
+            };
+            let number = number.expect("no end");
+            let whole = [
+                ">>>",
+                &format!("t={name}"),
+                &format!("number={name}{number}"),
+                "<<<",
+            ];
+            assert_eq!(message, whole, "{shell}: {told}");
+        }
     }
 }
 

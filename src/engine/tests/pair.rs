@@ -452,7 +452,11 @@ impl Pair {
             } => {
                 node.disk
                     .write(offset, &vec![0; usize::try_from(len).expect("small")], fua);
-                node.completions.push(done(op, Ok(())));
+                if node.hangs {
+                    node.hung.push(done(op, Ok(())));
+                } else {
+                    node.completions.push(done(op, Ok(())));
+                }
             }
             Output::DiskFlush { op, .. } => {
                 let result = node.outcome(1);
