@@ -6,7 +6,7 @@
 //! quarter of the time, however fast or slow they are, unless a burst takes longer than a third of the
 //! longest rest. The rest is bounded, so a resync always goes on.
 //!
-//! Over a long link most of a burst's time is the way there and back, during which nothing queues. So a
+//! Over a long link most of a burst's time is the way there and back, during which little queues. So a
 //! burst grows, up to the window, as long as it takes little longer than the quickest one did.
 
 use crate::status::ResyncProgress;
