@@ -96,6 +96,10 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
             "a copy that has slept",
             fencing::nobody_is_fenced_for_a_copy_that_has_slept,
         ),
+        Mistake::CurrentUntilOverwritten => (
+            "a copy that was found older",
+            fencing::a_copy_that_was_found_older_does_not_lead,
+        ),
         _ => return None,
     })
 }
@@ -104,11 +108,11 @@ fn story_about(mistake: Mistake) -> Option<(&'static str, fn())> {
 /// change it may not any more; then the others are tried.
 fn seed_that_noticed(mistake: Mistake) -> Option<u64> {
     Some(match mistake {
-        Mistake::InvertCrashedPrimary => 1523,
-        Mistake::BitsBeforeStable => 938,
-        Mistake::ServeUnconfirmed => 451,
+        Mistake::InvertCrashedPrimary => 501,
+        Mistake::BitsBeforeStable => 1603,
+        Mistake::ServeUnconfirmed => 701,
         Mistake::ServeOtherGeneration => 960,
-        Mistake::ForgetOvertaken => 1586,
+        Mistake::ForgetOvertaken => 1593,
         _ => return None,
     })
 }

@@ -2,18 +2,23 @@
 //! handler's word helps.
 
 use crate::handlers::Agent;
-use crate::plan::{Plan, SECOND};
-use crate::story::{ALL, PRIMARY, tell};
+use crate::plan::{MS, Plan, SECOND};
+use crate::story::{ALL, PRIMARY, all_seeds, tell};
 use crate::world::World;
-use twinblk_engine::event::{DiskState, Role};
+use twinblk_engine::event::{DiskState, ReplState, Role};
 use twinblk_engine::fencing::Fencing;
 use twinblk_engine::suspend::Reason;
 
 fn each(agent: Agent, story: impl Fn(&mut World)) {
+    each_in(agent, |_| (), story);
+}
+
+fn each_in(agent: Agent, adapted: impl Fn(&mut Plan), story: impl Fn(&mut World)) {
     let fenced = |plan: &mut Plan| {
         plan.fence.fencing = Fencing::ResourceAndStonith;
         plan.fence.agent = agent;
         plan.fence.handlers = true;
+        adapted(plan);
     };
     tell(2, &ALL, fenced, |w| {
         w.in_step();
@@ -101,4 +106,39 @@ pub(crate) fn nobody_is_fenced_for_a_copy_that_has_slept() {
         assert_eq!(w.nodes[0].role, Role::Primary);
         w.meet_and_are_the_same();
     });
+}
+
+/// Both have found that the second copy is the older one, so the first answers its clients again. They part
+/// before the second is told what to overwrite: it may not lead any more.
+#[cfg_attr(test, test)]
+pub(crate) fn a_copy_that_was_found_older_does_not_lead() {
+    let came_to_it = std::cell::Cell::new(0);
+    // Long enough to part them between two messages.
+    let far = |plan: &mut Plan| plan.link_delay = 10 * MS;
+    each_in(Agent::Power, far, |w| {
+        w.handlers.breaks_on = Some(0);
+        w.part(0, 1, false);
+        // On the first disk only.
+        let tag = w.write(0, 16, 8);
+        w.lose_each_other();
+        w.wait("the handler has failed", |w| {
+            w.told_of(0, 1).not_fenced.is_some()
+        });
+        let open = |w: &World| w.clients.requests.contains_key(&tag);
+        let waits = open(w);
+        w.join(0, 1);
+        w.wait("the second is the target", |w| {
+            w.told_of(1, 0).volumes[0].replication == ReplState::WFBitMapT
+        });
+        // The second still reaches the first.
+        w.wire(0, 1).blocked[0] = true;
+        w.after_a_while(40 * MS);
+        came_to_it.set(came_to_it.get() + u32::from(waits && !open(w)));
+        w.lose_each_other();
+        let answer = w.ordered(1, PRIMARY);
+        assert!(answer.is_err() && w.runs(0), "{}", w.picture());
+        w.handlers.breaks_on = None;
+        w.meet_and_are_the_same();
+    });
+    assert!(came_to_it.get() > 50 || !all_seeds(), "{came_to_it:?}");
 }
